@@ -1,0 +1,18 @@
+//! Output parts: one Parquet file per segment, written once, complete or absent, and read back row by row.
+
+mod checksum;
+mod error;
+mod pending;
+mod reader;
+mod schema;
+mod writer;
+
+#[cfg(test)]
+mod round_trip;
+
+pub use checksum::{PartChecksum, checksum};
+pub use error::PartError;
+pub use pending::{PendingFile, temporary_path};
+pub use reader::{PartFooter, PartReader, read_footer};
+pub use schema::PartSchema;
+pub use writer::{PartRow, PartSummary, ROW_GROUP_BYTES_MAX, ROW_GROUP_ROWS_MAX, write_part};

@@ -1,0 +1,132 @@
+//! A file that is complete under its own name or absent: written beside it, synced, then renamed.
+//!
+//! Parts and exports are written through it. It never decides what to write, nor overwrites anything
+//! before the new content is safe on disk.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Returns the name under which `destination` is written before it is complete: `.NAME.tmp` beside it.
+///
+/// The dot matters: what a killed process leaves behind in a folder of parts is then ignored by readers
+/// that open the whole folder (pyarrow, polars).
+pub fn temporary_path(destination: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(destination.file_name().unwrap_or_default());
+    name.push(".tmp");
+    destination.with_file_name(name)
+}
+
+/// A file under its temporary name; removed when dropped before [`PendingFile::commit`].
+#[derive(Debug)]
+pub struct PendingFile {
+    file: File,
+    temporary: PathBuf,
+    destination: PathBuf,
+    renamed: bool,
+}
+
+impl PendingFile {
+    /// Creates the temporary file of `destination`, emptying one that a killed process left.
+    ///
+    /// # Errors
+    /// When the folder is missing or not writable, or `destination` names no file.
+    pub fn create(destination: &Path) -> io::Result<Self> {
+        if destination.file_name().is_none() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
+        }
+        let temporary = temporary_path(destination);
+        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&temporary)?;
+        Ok(Self { file, temporary, destination: destination.to_owned(), renamed: false })
+    }
+
+    /// Returns the open file, empty at first; write through `&File`.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the temporary name, for a library that opens files by name. It must keep the inode.
+    pub fn temporary_path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Syncs the content, gives the file its name, and syncs the folder, so that neither a crash nor a
+    /// power cut can leave the name with other content.
+    ///
+    /// # Errors
+    /// When syncing or renaming fails. Before the rename the temporary file is removed; when only the
+    /// folder's sync fails, the complete file stays under its name.
+    pub fn commit(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.temporary, &self.destination)?;
+        self.renamed = true;
+        let folder = match self.destination.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        File::open(folder)?.sync_all()
+    }
+}
+
+impl Drop for PendingFile {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // Nothing more can be done about a failure here; the name tells that the file is no result.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn commit_gives_the_name_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("part-00000.parquet");
+        let pending = PendingFile::create(&path).unwrap();
+        pending.file().write_all(b"rows").unwrap();
+        assert!(!path.exists());
+        pending.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"rows");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn dropping_removes_the_temporary_file_and_keeps_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("part-00000.parquet");
+        fs::write(&path, b"old").unwrap();
+        let pending = PendingFile::create(&path).unwrap();
+        pending.file().write_all(b"half a ro").unwrap();
+        drop(pending);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_emptied() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("part-00000.parquet");
+        fs::write(temporary_path(&path), b"a longer left-over").unwrap();
+        let pending = PendingFile::create(&path).unwrap();
+        pending.file().write_all(b"new").unwrap();
+        pending.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_path_without_a_name_is_refused() {
+        assert_eq!(PendingFile::create(Path::new("..")).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn the_temporary_name_is_hidden() {
+        assert_eq!(temporary_path(Path::new("a/part-1.parquet")), Path::new("a/.part-1.parquet.tmp"));
+    }
+}
