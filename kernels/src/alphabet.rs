@@ -7,6 +7,11 @@ pub const EOS: u8 = 2;
 /// Token of a letter outside the vocabulary (`<unk>`).
 pub const UNK: u8 = 3;
 
+/// Tokens of the vocabulary: every token id is below it.
+pub const VOCAB: usize = 33;
+/// Token that hides a residue in training (`<mask>`).
+pub const MASK: u8 = 32;
+
 /// Letters in token order, from token 4.
 const LETTERS: &[u8; 27] = b"LAGVSERTIDPKQNFYMHWCXBUZO.-";
 

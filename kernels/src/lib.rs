@@ -2,7 +2,16 @@
 
 pub mod alphabet;
 mod batch;
+pub mod cpu;
+pub mod encoder;
 mod engine;
+pub mod model;
+pub mod ops;
+pub mod sim;
 
 pub use batch::Batch;
-pub use engine::{Embeddings, Engine, EngineDescription, EngineError, EngineOptions, Pooling, Precision, Progress};
+pub use engine::{
+    Embeddings, Engine, EngineDescription, EngineError, EngineOptions, Pooling, Precision, Progress,
+};
+pub use model::{Model, ModelConfig, ModelError, ModelPath};
+pub use sim::{SimEngine, SimProgram};

@@ -1,0 +1,280 @@
+//! The forward pass's operations on the CPU.
+//!
+//! Splits the work of each operation over the engine's own threads; the arithmetic is in the
+//! neighbouring modules.
+
+use std::cell::RefCell;
+
+use pulp::Arch;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use super::attention::{Attend, Rotary, Scratch, Target};
+use super::buffer::Buffer;
+use super::norm::{Norm, Normalise};
+use super::pooling::pool;
+use super::product::{PackedLinear, ROW_QUANTUM, TILE_VECTORS, lanes};
+use crate::alphabet::MASK;
+use crate::model::Tensor;
+use crate::ops::{Epilogue, LinearRows, Ops};
+use crate::{Batch, EngineError, Pooling, Progress};
+
+/// Rows that one task of a row-wise operation takes: enough that streaming the weights once per
+/// block costs little, few enough that a block's rows stay in the second-level cache.
+const BLOCK_ROWS: usize = 4 * ROW_QUANTUM;
+
+/// Sequences up to this length are attended by one task for all heads.
+const WHOLE_TOKENS_MAX: usize = 512;
+/// Query rows of one task of a longer sequence, so that several threads share a single protein.
+const QUERY_ROWS: usize = 1_024;
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The CPU's implementation of [`Ops`].
+pub struct CpuOps {
+    arch: Arch,
+    pool: ThreadPool,
+    rotary: Rotary,
+    head_width: usize,
+    weights_bytes: u64,
+}
+
+impl CpuOps {
+    /// Starts `threads` threads for a model with heads of `head_width`.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] when the threads cannot be started.
+    pub fn new(head_width: usize, threads: usize) -> Result<Self, EngineError> {
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .thread_name(|index| format!("cpu-engine-{index}"))
+            .build()
+            .map_err(|error| EngineError::Device(format!("failed to start {threads} threads: {error}")))?;
+        Ok(Self { arch: Arch::new(), pool, rotary: Rotary::new(head_width), head_width, weights_bytes: 0 })
+    }
+
+    /// Bytes held by the prepared weights.
+    pub fn weights_bytes(&self) -> u64 {
+        self.weights_bytes
+    }
+}
+
+/// Activations, [tokens rounded up, width]; the rounding keeps every tile full.
+pub struct Activations(Buffer);
+
+/// A batch's shape.
+pub struct Layout {
+    batch: Batch,
+    /// Rows that operations compute: the tokens, rounded up to full tiles.
+    rows: usize,
+}
+
+/// Token embeddings, [vocab, hidden].
+pub struct Table {
+    values: Vec<f32>,
+    hidden: usize,
+}
+
+/// A prepared layer norm.
+pub struct CpuNorm(Norm);
+
+/// A prepared linear layer.
+pub struct CpuLinear(PackedLinear);
+
+fn padded_rows(tokens: usize) -> usize {
+    tokens.next_multiple_of(ROW_QUANTUM)
+}
+
+impl Ops for CpuOps {
+    type Activations = Activations;
+    type Layout = Layout;
+    type Table = Table;
+    type Norm = CpuNorm;
+    type Linear = CpuLinear;
+
+    fn table(&mut self, values: &Tensor<'_>) -> Result<Table, EngineError> {
+        let hidden = values.shape.last().copied().unwrap_or(0);
+        let values = values.to_f32();
+        self.weights_bytes += 4 * values.len() as u64;
+        Ok(Table { values, hidden })
+    }
+
+    fn norm(&mut self, scale: &Tensor<'_>, shift: &Tensor<'_>, eps: f32) -> Result<CpuNorm, EngineError> {
+        let norm = Norm { scale: scale.to_f32(), shift: shift.to_f32(), eps };
+        self.weights_bytes += 8 * norm.scale.len() as u64;
+        Ok(CpuNorm(norm))
+    }
+
+    fn linear(&mut self, parts: &[LinearRows<'_>]) -> Result<CpuLinear, EngineError> {
+        let inputs = parts.first().and_then(|part| part.weight.shape.last().copied()).unwrap_or(0);
+        let parts: Vec<_> = parts.iter().map(|part| (part.weight.to_f32(), part.bias.to_f32())).collect();
+        let packed = PackedLinear::pack(&parts, inputs, TILE_VECTORS * lanes(self.arch))
+            .ok_or_else(|| EngineError::Device("not enough memory for the weights".into()))?;
+        self.weights_bytes += packed.bytes();
+        Ok(CpuLinear(packed))
+    }
+
+    fn activations(&mut self, tokens: usize, width: usize) -> Result<Activations, EngineError> {
+        Buffer::zeroed(padded_rows(tokens) * width)
+            .map(Activations)
+            .ok_or(EngineError::OutOfMemory { tokens })
+    }
+
+    fn layout(&mut self, batch: &Batch) -> Result<Layout, EngineError> {
+        self.rotary.reserve(batch.max_seqlen());
+        Ok(Layout { batch: batch.clone(), rows: padded_rows(batch.token_count()) })
+    }
+
+    fn embed(
+        &mut self,
+        layout: &Layout,
+        table: &Table,
+        token_dropout: bool,
+        out: &mut Activations,
+    ) -> Result<(), EngineError> {
+        let Layout { batch, rows } = layout;
+        let hidden = table.hidden;
+        let out = &mut out.0.as_mut_slice()[..rows * hidden];
+        let mut tail = out;
+        for index in 0..batch.len() {
+            let tokens = batch.sequence(index);
+            let masked = tokens.iter().filter(|&&token| token == MASK).count();
+            let scale =
+                if token_dropout { (0.88 / (1.0 - masked as f64 / tokens.len() as f64)) as f32 } else { 1.0 };
+            let (target, rest) = tail.split_at_mut(tokens.len() * hidden);
+            for (row, &token) in target.chunks_exact_mut(hidden).zip(tokens) {
+                if token_dropout && token == MASK {
+                    row.fill(0.0);
+                    continue;
+                }
+                let embedding = &table.values[usize::from(token) * hidden..][..hidden];
+                for (value, embedding) in row.iter_mut().zip(embedding) {
+                    *value = embedding * scale;
+                }
+            }
+            tail = rest;
+        }
+        // Rows that only fill tiles: zero, so that no earlier batch's infinities linger there.
+        tail.fill(0.0);
+        Ok(())
+    }
+
+    fn layer_norm(
+        &mut self,
+        layout: &Layout,
+        x: &Activations,
+        norm: &CpuNorm,
+        out: &mut Activations,
+    ) -> Result<(), EngineError> {
+        let (arch, norm) = (self.arch, &norm.0);
+        let width = norm.scale.len();
+        let x = &x.0.as_slice()[..layout.rows * width];
+        let out = &mut out.0.as_mut_slice()[..layout.rows * width];
+        self.pool.install(|| {
+            x.par_chunks(BLOCK_ROWS * width)
+                .zip(out.par_chunks_mut(BLOCK_ROWS * width))
+                .for_each(|(x, out)| arch.dispatch(Normalise { norm, x, out }));
+        });
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        layout: &Layout,
+        x: &Activations,
+        linear: &CpuLinear,
+        epilogue: Epilogue,
+        out: &mut Activations,
+    ) -> Result<(), EngineError> {
+        let (arch, linear) = (self.arch, &linear.0);
+        let x = &x.0.as_slice()[..layout.rows * linear.inputs()];
+        let out = &mut out.0.as_mut_slice()[..layout.rows * linear.outputs()];
+        self.pool.install(|| {
+            x.par_chunks(BLOCK_ROWS * linear.inputs())
+                .zip(out.par_chunks_mut(BLOCK_ROWS * linear.outputs()))
+                .for_each(|(x, out)| linear.apply(arch, x, epilogue, out));
+        });
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        layout: &Layout,
+        qkv: &Activations,
+        heads: usize,
+        progress: &Progress,
+        out: &mut Activations,
+    ) -> Result<(), EngineError> {
+        let (arch, rotary, head_width) = (self.arch, &self.rotary, self.head_width);
+        let hidden = heads * head_width;
+        let batch = &layout.batch;
+        let mut tasks = Vec::new();
+        for index in 0..batch.len() {
+            let tokens = batch.sequence(index).len();
+            if tokens <= WHOLE_TOKENS_MAX {
+                tasks.push((index, 0..heads, 0..tokens));
+                continue;
+            }
+            for head in 0..heads {
+                for first in (0..tokens).step_by(QUERY_ROWS) {
+                    tasks.push((index, head..head + 1, first..tokens.min(first + QUERY_ROWS)));
+                }
+            }
+        }
+        let qkv = qkv.0.as_slice();
+        let out = Target::new(&mut out.0.as_mut_slice()[..batch.token_count() * hidden]);
+        self.pool.install(|| {
+            tasks.into_par_iter().with_max_len(1).for_each(|(index, heads, rows)| {
+                let sequence = batch.cu_seqlens[index] as usize..batch.cu_seqlens[index + 1] as usize;
+                SCRATCH.with_borrow_mut(|scratch| {
+                    arch.dispatch(Attend {
+                        qkv: &qkv[sequence.start * 3 * hidden..sequence.end * 3 * hidden],
+                        hidden,
+                        head_width,
+                        heads,
+                        rows,
+                        rotary,
+                        scratch,
+                        out: out.starting_at(sequence.start, hidden),
+                    });
+                });
+                progress.tick();
+            });
+        });
+        Ok(())
+    }
+
+    fn pool(
+        &mut self,
+        layout: &Layout,
+        x: &Activations,
+        hidden: usize,
+        pooling: Pooling,
+    ) -> Result<Vec<f32>, EngineError> {
+        let batch = &layout.batch;
+        let x = x.0.as_slice();
+        let rows: usize = (0..batch.len()).map(|index| batch.rows(index, pooling)).sum();
+        let mut values = Vec::new();
+        values
+            .try_reserve_exact(rows * hidden)
+            .map_err(|_| EngineError::OutOfMemory { tokens: batch.token_count() })?;
+        values.resize(rows * hidden, 0.0);
+        let mut tasks = Vec::with_capacity(batch.len());
+        let mut rest = values.as_mut_slice();
+        for index in 0..batch.len() {
+            let (out, after) = rest.split_at_mut(batch.rows(index, pooling) * hidden);
+            tasks.push((index, out));
+            rest = after;
+        }
+        self.pool.install(|| {
+            tasks.into_par_iter().for_each(|(index, out)| {
+                let tokens = batch.cu_seqlens[index] as usize..batch.cu_seqlens[index + 1] as usize;
+                let residues = batch.pooled_residues[index] as usize;
+                pool(pooling, &x[tokens.start * hidden..tokens.end * hidden], hidden, residues, out);
+            });
+        });
+        Ok(values)
+    }
+}

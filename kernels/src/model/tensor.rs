@@ -1,0 +1,195 @@
+//! One stored tensor: where its bytes are, and their conversion to `f32`.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use super::{ModelError, Weight};
+
+/// Number type in which a tensor is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoredType {
+    /// 32-bit float.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// A view of one tensor's little-endian bytes.
+#[derive(Clone, Debug)]
+pub struct Tensor<'a> {
+    /// Number type of the bytes.
+    pub stored: StoredType,
+    /// Extents, outermost first.
+    pub shape: &'a [usize],
+    /// The numbers, row-major, in the file's byte order (little-endian).
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl Tensor<'_> {
+    /// The numbers as `f32`, converted one by one: exact for every stored type.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.stored {
+            StoredType::F32 => {
+                self.bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+            }
+            StoredType::F16 => {
+                let (pairs, _) = self.bytes.as_chunks::<2>();
+                pairs.iter().map(|&bytes| half::f16::from_le_bytes(bytes).to_f32()).collect()
+            }
+            StoredType::Bf16 => {
+                let (pairs, _) = self.bytes.as_chunks::<2>();
+                pairs.iter().map(|&bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect()
+            }
+        }
+    }
+}
+
+/// A weight file's bytes.
+#[derive(Clone, Debug)]
+pub(super) enum Bytes {
+    /// Inside the program.
+    Static(&'static [u8]),
+    /// A mapped file.
+    Mapped(Arc<Mmap>),
+}
+
+impl Bytes {
+    pub(super) fn map(path: &Path) -> Result<Self, ModelError> {
+        let file = File::open(path).map_err(|source| ModelError::read(path, source))?;
+        // SAFETY: the map is read-only and private to this process. Weight files are not written
+        // while a model is open; truncating one under a running job would end the worker with
+        // SIGBUS, which its supervisor handles like any other crash.
+        let map = unsafe { Mmap::map(&file) }.map_err(|source| ModelError::read(path, source))?;
+        Ok(Self::Mapped(Arc::new(map)))
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Static(bytes) => bytes,
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
+/// Where a tensor's bytes come from.
+#[derive(Debug)]
+enum Origin {
+    /// A range of a weight file.
+    Range(Bytes, Range<usize>),
+    /// An entry of a checkpoint, read when asked for.
+    Checkpoint(pytorch_reader::Tensor),
+}
+
+/// A tensor as found in a file, nothing checked but its place.
+#[derive(Debug)]
+pub(super) struct StoredTensor {
+    path: PathBuf,
+    name: String,
+    /// `None`: a type that is not read, named beside it.
+    stored: Result<StoredType, String>,
+    shape: Vec<usize>,
+    origin: Origin,
+}
+
+impl StoredTensor {
+    pub(super) fn from_checkpoint(path: &Path, tensor: pytorch_reader::Tensor) -> Self {
+        use pytorch_reader::DType;
+        let stored = match tensor.dtype() {
+            DType::F32 => Ok(StoredType::F32),
+            DType::F16 => Ok(StoredType::F16),
+            DType::BF16 => Ok(StoredType::Bf16),
+            other => Err(format!("{other:?}")),
+        };
+        Self {
+            path: path.to_owned(),
+            name: tensor.name.clone(),
+            stored,
+            shape: tensor.shape().to_vec(),
+            origin: Origin::Checkpoint(tensor),
+        }
+    }
+
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Refuses another shape than `expected` and number types that are not read.
+    pub(super) fn check(&self, expected: &[usize]) -> Result<(), ModelError> {
+        if self.shape != expected {
+            return Err(ModelError::Shape {
+                path: self.path.clone(),
+                tensor: self.name.clone(),
+                expected: expected.to_vec(),
+                found: self.shape.clone(),
+            });
+        }
+        self.stored_type().map(drop)
+    }
+
+    fn stored_type(&self) -> Result<StoredType, ModelError> {
+        self.stored.clone().map_err(|found| ModelError::StoredType {
+            path: self.path.clone(),
+            tensor: self.name.clone(),
+            found,
+        })
+    }
+
+    pub(super) fn view(&self) -> Result<Tensor<'_>, ModelError> {
+        let bytes = match &self.origin {
+            Origin::Range(bytes, range) => Cow::Borrowed(&bytes.as_slice()[range.clone()]),
+            Origin::Checkpoint(tensor) => Cow::Owned(tensor.read().map_err(|source| {
+                ModelError::Checkpoint { path: self.path.clone(), source: source.into() }
+            })?),
+        };
+        Ok(Tensor { stored: self.stored_type()?, shape: &self.shape, bytes })
+    }
+}
+
+/// Adds to `found` the tensors of one safetensors file that play a part in the forward pass.
+pub(super) fn index_safetensors(
+    path: &Path,
+    bytes: &Bytes,
+    found: &mut HashMap<Weight, StoredTensor>,
+) -> Result<(), ModelError> {
+    let data = bytes.as_slice();
+    let parsed = SafeTensors::deserialize(data)
+        .map_err(|source| ModelError::Safetensors { path: path.to_owned(), source })?;
+    for (name, view) in parsed.iter() {
+        let Some(weight) = Weight::from_hugging_face(name) else { continue };
+        let stored = match view.dtype() {
+            Dtype::F32 => Ok(StoredType::F32),
+            Dtype::F16 => Ok(StoredType::F16),
+            Dtype::BF16 => Ok(StoredType::Bf16),
+            other => Err(format!("{other:?}")),
+        };
+        // The view borrows from `data`: its offset there is what outlives the parsed header.
+        let start = view.data().as_ptr() as usize - data.as_ptr() as usize;
+        let tensor = StoredTensor {
+            path: path.to_owned(),
+            name: name.to_owned(),
+            stored,
+            shape: view.shape().to_vec(),
+            origin: Origin::Range(bytes.clone(), start..start + view.data().len()),
+        };
+        if let Some(earlier) = found.insert(weight, tensor) {
+            return Err(ModelError::Config {
+                path: path.to_owned(),
+                problem: format!(
+                    "tensor `{name}` repeats `{}` of `{}`",
+                    earlier.name,
+                    earlier.path.display()
+                ),
+            });
+        }
+    }
+    Ok(())
+}
