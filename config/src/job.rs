@@ -5,7 +5,8 @@
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// A validated job.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -60,40 +61,44 @@ pub enum InputSource {
 }
 
 /// What the letters of the input are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Alphabet {
     /// Amino acids.
+    #[default]
     Protein,
     /// Decided from the first records.
     Auto,
 }
 
 /// What a malformed record does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnBadRecord {
     /// Stops the run before anything is computed.
+    #[default]
     Stop,
     /// Is listed in `failed.tsv`; the run goes on.
     Skip,
 }
 
 /// What a repeated id does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DuplicateIds {
     /// Stops the run before anything is computed.
+    #[default]
     Stop,
     /// Is kept; `index` tells the rows apart.
     Keep,
 }
 
 /// What becomes of a sequence longer than `max_residues`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TooLong {
     /// Cut to the first `max_residues`.
+    #[default]
     Truncate,
     /// Run whole, pool the first `max_residues`.
     PoolFirst,
@@ -104,10 +109,11 @@ pub enum TooLong {
 }
 
 /// What becomes of gap letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Gaps {
     /// Kept: they are tokens of the vocabulary.
+    #[default]
     Keep,
     /// Removed before tokenising.
     Remove,
@@ -153,10 +159,11 @@ pub enum Layer {
 }
 
 /// How residues become one vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pooling {
     /// Mean over residues.
+    #[default]
     Mean,
     /// The BOS token's vector.
     Bos,
@@ -167,10 +174,11 @@ pub enum Pooling {
 }
 
 /// Arithmetic asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// The device's best exact-enough choice.
+    #[default]
     Auto,
     /// 32-bit.
     Fp32,
@@ -203,18 +211,20 @@ pub struct Output {
 }
 
 /// File format of the embeddings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// Apache Parquet parts.
+    #[default]
     Parquet,
 }
 
 /// Stored number type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Float {
     /// 32-bit.
+    #[default]
     F32,
     /// 16-bit.
     F16,
@@ -282,10 +292,11 @@ pub struct Telemetry {
 }
 
 /// Progress display.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProgressDisplay {
     /// A bar on a terminal, else lines.
+    #[default]
     Auto,
     /// One key=value line per interval.
     Lines,
@@ -294,10 +305,11 @@ pub enum ProgressDisplay {
 }
 
 /// Log format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// For people.
+    #[default]
     Text,
     /// One JSON object per line.
     Json,

@@ -1,0 +1,271 @@
+//! The input files that the items of `input.fasta` stand for: files, patterns, folders, standard input.
+//!
+//! It looks for files and checks that they can be opened; it reads none. What is in them is the reader's.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use glob::{MatchOptions, Pattern};
+
+use crate::job::InputSource;
+use crate::mistake::{Fault, Objection};
+use crate::suggestion::nearest;
+
+const FASTA_ENDINGS: [&str; 5] = [".fa", ".fasta", ".faa", ".fas", ".fna"];
+const COMPRESSED_ENDINGS: [&str; 4] = ["", ".gz", ".bgz", ".zst"];
+
+/// Finds what one item stands for, sorted by name. `folder`: what relative paths start from.
+pub(crate) fn find(item: &str, folder: &Path) -> Result<Vec<InputSource>, Objection> {
+    if item == "-" {
+        return Ok(vec![InputSource::Stdin]);
+    }
+    let path = clean(folder, item);
+    // A name that exists is that file, even if it could be read as a pattern.
+    match fs::metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => in_folder(path),
+        Ok(metadata) => {
+            // Opening a pipe would take its data or wait for its writer.
+            if metadata.is_file() {
+                File::open(&path).map_err(|error| unusable(&path, &error))?;
+            }
+            Ok(vec![InputSource::File(path)])
+        }
+        Err(_) if item.contains(['*', '?', '[']) => matching(item, folder),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_such_file(path, item, folder)),
+        Err(error) => Err(unusable(&path, &error)),
+    }
+}
+
+/// Makes a typed path absolute and resolves its `.` and `..`.
+///
+/// A `..` after a symbolic link leads to the parent of the link's target, as it does for the system.
+pub(crate) fn clean(folder: &Path, typed: &str) -> PathBuf {
+    let mut path = PathBuf::new();
+    for component in folder.join(typed).components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                if path.is_symlink()
+                    && let Ok(target) = path.canonicalize()
+                {
+                    path = target;
+                }
+                path.pop();
+            }
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => path.push(component),
+        }
+    }
+    path
+}
+
+fn in_folder(folder: PathBuf) -> Result<Vec<InputSource>, Objection> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(|error| unusable(&folder, &error))? {
+        let path = entry.map_err(|error| unusable(&folder, &error))?.path();
+        // A link's target counts. Hidden files are not data: editors and file managers leave `._x.fasta`.
+        if path.file_name().is_some_and(|name| is_fasta_name(&name.to_string_lossy())) && path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.is_empty() {
+        return Err(Objection::new(Fault::NoFastaInFolder { path: folder }, "no FASTA file in it").help(
+            "looked for .fa, .fasta, .faa, .fas and .fna, plain or with .gz, .bgz or .zst; \
+             for other names use a pattern such as \"folder/*.txt\"",
+        ));
+    }
+    files.sort();
+    Ok(files.into_iter().map(InputSource::File).collect())
+}
+
+fn is_fasta_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    !name.starts_with('.')
+        && COMPRESSED_ENDINGS.iter().any(|compressed| {
+            name.strip_suffix(compressed)
+                .is_some_and(|stem| FASTA_ENDINGS.iter().any(|ending| stem.ends_with(ending)))
+        })
+}
+
+fn matching(item: &str, folder: &Path) -> Result<Vec<InputSource>, Objection> {
+    // The folder is a name, not a pattern: `run[1]/` above the job file must not match `run1/`.
+    let pattern = if Path::new(item).is_absolute() {
+        item.to_owned()
+    } else {
+        format!("{}/{item}", Pattern::escape(&folder.to_string_lossy()))
+    };
+    // glob's own `require_literal_leading_dot` panics on names that are not UTF-8: see `is_hidden_match`.
+    let options = MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: false,
+    };
+    let paths = glob::glob_with(&pattern, options).map_err(|error| {
+        let fault = Fault::MalformedPattern { pattern: item.to_owned(), reason: error.msg.to_owned() };
+        Objection::new(fault, "cannot be read as a pattern")
+            .help("* and ** match any names, ? one letter, [ab] one of several; [[] is a literal [")
+    })?;
+    let mut files = BTreeSet::new();
+    for path in paths {
+        let path = path.map_err(|error| unusable(error.path(), error.error()))?;
+        if !is_hidden_match(&path, item, folder) && !path.is_dir() {
+            files.insert(clean(folder, &path.to_string_lossy()));
+        }
+    }
+    if files.is_empty() {
+        let pattern = folder.join(item).to_string_lossy().into_owned();
+        return Err(Objection::new(Fault::NoMatch { pattern }, "matches no file")
+            .help(format!("relative patterns start from {}", folder.display())));
+    }
+    files.extend(unnameable_siblings(&files, item)?);
+    Ok(files.into_iter().map(InputSource::File).collect())
+}
+
+/// Tells whether a wildcard matched a name with a leading dot, which it does not in a shell.
+fn is_hidden_match(path: &Path, item: &str, folder: &Path) -> bool {
+    let is_literal = |part: &Component<'_>| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']);
+    let is_dotted = |part: Component<'_>| matches!(part, Component::Normal(name) if name.to_string_lossy().starts_with('.'));
+    let literal: PathBuf = Path::new(item).components().take_while(is_literal).collect();
+    let asked_for = Path::new(item).components().skip_while(is_literal).any(is_dotted);
+    let matched = path.strip_prefix(folder.join(literal)).unwrap_or(path);
+    !asked_for && matched.components().any(is_dotted)
+}
+
+/// Finds files beside the matched ones that the pattern would match but for a name that is not UTF-8: glob
+/// passes them over, and nothing may be passed over in silence.
+fn unnameable_siblings(files: &BTreeSet<PathBuf>, item: &str) -> Result<Vec<PathBuf>, Objection> {
+    let Some(pattern) = item.rsplit('/').next().and_then(|last| Pattern::new(last).ok()) else {
+        return Ok(Vec::new());
+    };
+    let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
+    let mut unnameable = Vec::new();
+    for folder in folders {
+        for entry in fs::read_dir(folder).map_err(|error| unusable(folder, &error))? {
+            let entry = entry.map_err(|error| unusable(folder, &error))?;
+            let name = entry.file_name();
+            if name.to_str().is_none() && pattern.matches(&name.to_string_lossy()) {
+                unnameable.push(entry.path());
+            }
+        }
+    }
+    Ok(unnameable)
+}
+
+fn no_such_file(path: PathBuf, item: &str, folder: &Path) -> Objection {
+    let near = path.parent().and_then(|parent| fs::read_dir(parent).ok()).and_then(|entries| {
+        let names: Vec<String> =
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let wanted = path.file_name()?.to_string_lossy();
+        nearest(&wanted, names.iter().map(String::as_str)).map(str::to_owned)
+    });
+    let help = match near {
+        Some(near) => format!("did you mean `{near}`, in the same folder?"),
+        None if Path::new(item).is_absolute() => "check the path".to_owned(),
+        None => format!("relative paths start from {}", folder.display()),
+    };
+    Objection::new(Fault::NoSuchFile { path }, "no such file or folder").help(help)
+}
+
+fn unusable(path: &Path, error: &io::Error) -> Objection {
+    let reason = error.to_string().to_lowercase();
+    Objection::new(Fault::Unusable { path: path.to_owned(), reason }, "cannot be read")
+        .help("check the permissions of the file and of the folders above it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder_of(names: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, ">a\nM\n").unwrap();
+        }
+        folder
+    }
+
+    /// Names relative to the folder.
+    fn found(item: &str, folder: &tempfile::TempDir) -> Vec<String> {
+        find(item, folder.path())
+            .unwrap()
+            .into_iter()
+            .map(|source| match source {
+                InputSource::Stdin => "-".to_owned(),
+                InputSource::File(path) => path.strip_prefix(folder.path()).unwrap().display().to_string(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn folders_give_their_fasta_files_sorted() {
+        let folder = folder_of(&[
+            "d/b.fasta",
+            "d/a.fa",
+            "d/c.faa.gz",
+            "d/d.fas.zst",
+            "d/e.FNA.BGZ",
+            "d/notes.txt",
+            "d/x.gz",
+            "d/._a.fasta",
+            "d/deeper/z.fasta",
+            "d/folder.fasta/y.fa",
+        ]);
+        assert_eq!(found("d", &folder), ["d/a.fa", "d/b.fasta", "d/c.faa.gz", "d/d.fas.zst", "d/e.FNA.BGZ"]);
+        assert_eq!(found("d/../d/", &folder).len(), 5);
+    }
+
+    #[test]
+    fn folders_without_fasta_are_refused() {
+        let folder = folder_of(&["d/notes.txt"]);
+        let fault = find("d", folder.path()).unwrap_err().fault;
+        assert_eq!(fault, Fault::NoFastaInFolder { path: folder.path().join("d") });
+    }
+
+    #[test]
+    fn patterns_match_files_sorted_and_no_hidden_ones() {
+        let folder = folder_of(&["b.faa", "a.faa", ".c.faa", ".git/g.faa", "sub/d.faa", "e.faa/f"]);
+        assert_eq!(found("*.faa", &folder), ["a.faa", "b.faa"]);
+        assert_eq!(found("**/*.faa", &folder), ["a.faa", "b.faa", "sub/d.faa"]);
+        assert_eq!(found("[ab].faa", &folder), ["a.faa", "b.faa"]);
+        assert_eq!(found(".*.faa", &folder), [".c.faa"]);
+        assert_eq!(found("./sub/../?.faa", &folder), ["a.faa", "b.faa"]);
+        assert!(matches!(find("*.fna", folder.path()).unwrap_err().fault, Fault::NoMatch { .. }));
+        assert!(matches!(find("a***", folder.path()).unwrap_err().fault, Fault::MalformedPattern { .. }));
+    }
+
+    #[test]
+    fn brackets_in_names_and_in_folders_above_are_literal() {
+        let folder = folder_of(&["run[1]/x[2].fasta", "run[1]/y.fasta", "run1/z.fasta"]);
+        let inside = folder.path().join("run[1]");
+        assert_eq!(find("x[2].fasta", &inside).unwrap(), [InputSource::File(inside.join("x[2].fasta"))]);
+        assert_eq!(find("?.fasta", &inside).unwrap(), [InputSource::File(inside.join("y.fasta"))]);
+    }
+
+    #[test]
+    fn missing_files_name_the_nearest() {
+        let folder = folder_of(&["proteins.fasta"]);
+        let objection = find("protein.fasta", folder.path()).unwrap_err();
+        assert_eq!(objection.fault, Fault::NoSuchFile { path: folder.path().join("protein.fasta") });
+        assert_eq!(objection.help.unwrap(), "did you mean `proteins.fasta`, in the same folder?");
+    }
+
+    #[test]
+    fn standard_input_is_a_dash() {
+        assert_eq!(find("-", Path::new("/")).unwrap(), [InputSource::Stdin]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn parent_of_a_link_is_the_parent_of_its_target() {
+        let folder = folder_of(&["deep/er/a.fasta", "deep/b.fasta", "b.fasta"]);
+        let root = folder.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink(root.join("deep/er"), root.join("link")).unwrap();
+        assert_eq!(clean(&root, "link/../b.fasta"), root.join("deep/b.fasta"));
+        assert_eq!(clean(&root, "link/a.fasta"), root.join("link/a.fasta"));
+        assert_eq!(clean(&root, "gone/.././b.fasta"), root.join("b.fasta"));
+        assert_eq!(clean(&root, "../../../../../../../x"), Path::new("/x"));
+    }
+}

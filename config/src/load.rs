@@ -1,0 +1,271 @@
+//! Loading a job: the one way in. Reads the file, then parse, override, decode, resolve.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::decoder::decode;
+use crate::document::{Document, Source};
+use crate::inputs::clean;
+use crate::job::Job;
+use crate::job_file::JobFile;
+use crate::mistake::ConfigError;
+use crate::overrides::{apply_environment, apply_flags};
+use crate::resolver::resolve;
+use crate::surroundings::Surroundings;
+
+/// Loads a job file with the `key=value` texts of `--set`, in the surroundings of this process.
+///
+/// Precedence: a later override, an earlier one, the environment (`VIRNUCPRO_ORCH_MODEL_LAYER` for
+/// `model.layer`), the file, the default. Relative paths resolve against the job file's folder; those in
+/// overrides and in the environment against the current folder.
+///
+/// # Errors
+/// The file cannot be read, is not TOML, or says something that cannot be done; the error points at it.
+pub fn load(path: &Path, overrides: &[String]) -> Result<Job, ConfigError> {
+    let around = Surroundings::of_process()?;
+    let unreadable = |source: io::Error| ConfigError::Unreadable {
+        path: path.to_owned(),
+        help: match source.kind() {
+            io::ErrorKind::NotFound => Some("`virnucpro-orch init` writes one".to_owned()),
+            io::ErrorKind::IsADirectory => Some("name the file in it, for instance job.toml".to_owned()),
+            io::ErrorKind::InvalidData => Some("a job file is UTF-8 text".to_owned()),
+            _ => None,
+        },
+        source,
+    };
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    from_text(&text, path, overrides, &around)
+}
+
+/// Loads a job from the text of a job file. `path`: where it stands, absolute or below the current folder.
+///
+/// # Errors
+/// As [`load`], but for reading the file.
+pub fn from_text(
+    text: &str,
+    path: &Path,
+    overrides: &[String],
+    around: &Surroundings,
+) -> Result<Job, ConfigError> {
+    let name = path.display().to_string();
+    let file = clean(&around.current_folder, &path.to_string_lossy());
+    let folder = file.parent().unwrap_or(&file).to_owned();
+    let mut document = Document::parse(Source { name: name.clone(), text: Arc::from(text), folder })?;
+    apply_environment(&mut document, around)?;
+    apply_flags(&mut document, overrides, around)?;
+    let typed = decode(&document)?;
+    resolve(file, &typed, &document, around).map_err(|mistakes| ConfigError::from_mistakes(&name, mistakes))
+}
+
+impl Job {
+    /// Writes the job out as a job file in which every key is typed. Read again, it gives the same job but for
+    /// the name of its file.
+    ///
+    /// # Errors
+    /// None for a job that was loaded: the type is that of the TOML writer.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(&JobFile::from(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::job::{DeviceChoice, InputSource, Layer, ModelSource};
+    use crate::{Fault, demo, keys, template};
+
+    /// A folder with one protein file, as current folder, and no variables.
+    fn folder() -> (tempfile::TempDir, Surroundings) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("proteins.fasta"), ">a\nMKV\n").unwrap();
+        let around = Surroundings { current_folder: folder.path().to_owned(), variables: BTreeMap::new() };
+        (folder, around)
+    }
+
+    const SMALLEST: &str = "input.fasta = \"proteins.fasta\"\noutput.directory = \"results\"\n";
+
+    /// Removes the `#` before commented keys and leaves prose alone.
+    fn uncommented(template: &str) -> String {
+        let line = |line: &str| match line.strip_prefix('#') {
+            Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        };
+        template.lines().map(line).collect()
+    }
+
+    #[test]
+    fn template_shows_every_key_at_its_default() {
+        let (_folder, around) = folder();
+        let job = |text: &str| from_text(text, Path::new("job.toml"), &[], &around).unwrap();
+        let all = uncommented(template());
+        let table: toml::Table = all.parse().unwrap();
+        for key in keys() {
+            let (section, last) = key.split_once('.').unwrap();
+            assert!(table[section].as_table().unwrap().contains_key(last), "{key} is not in the template");
+        }
+        assert_eq!(job(&all), job(SMALLEST));
+        assert_eq!(job(template()), job(SMALLEST));
+        assert_eq!(template().lines().next(), Some("#:schema ./job.schema.json"));
+    }
+
+    #[test]
+    fn demo_job_reads_its_proteins_and_writes_to_the_clones_results() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/job.toml");
+        let job = from_text(demo::JOB, &file, &[], &Surroundings::default()).unwrap();
+        assert_eq!(job.input.fasta, [InputSource::File(file.with_file_name("proteins.fasta"))]);
+        assert_eq!(job.model.source, ModelSource::Demo);
+        let clone = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        assert_eq!(job.output.directory, clone.join("results/demo"));
+        assert_eq!(job.devices.choice, DeviceChoice::Auto);
+    }
+
+    #[test]
+    fn later_overrides_win_over_earlier_environment_file_and_default() {
+        let (_folder, mut around) = folder();
+        let layer = |text: &str, overrides: &[&str], around: &Surroundings| {
+            let overrides: Vec<String> = overrides.iter().map(|&typed| typed.to_owned()).collect();
+            from_text(text, Path::new("job.toml"), &overrides, around).unwrap().model.layer
+        };
+        let typed = format!("{SMALLEST}model.layer = 1\n");
+        assert_eq!(layer(SMALLEST, &[], &around), Layer::Last);
+        assert_eq!(layer(&typed, &[], &around), Layer::Index(1));
+        around.variables.insert("VIRNUCPRO_ORCH_MODEL_LAYER".to_owned(), "2".to_owned());
+        assert_eq!(layer(&typed, &[], &around), Layer::Index(2));
+        assert_eq!(layer(&typed, &["model.layer=3"], &around), Layer::Index(3));
+        assert_eq!(layer(&typed, &["model.layer=3", " model.layer = 4 "], &around), Layer::Index(4));
+        assert_eq!(layer(&typed, &["model.layer=last"], &around), Layer::Last);
+        assert_eq!(layer(&typed, &["model.layer=\"last\""], &around), Layer::Last);
+    }
+
+    #[test]
+    fn paths_start_from_where_they_were_typed() {
+        let (folder, mut around) = folder();
+        let job_folder = folder.path().join("jobs");
+        fs::create_dir(&job_folder).unwrap();
+        fs::write(job_folder.join("other.fasta"), ">b\nM\n").unwrap();
+        let text = "input.fasta = \"other.fasta\"\noutput.directory = \"results\"\n";
+        let job = |overrides: &[String], around: &Surroundings| {
+            from_text(text, Path::new("jobs/job.toml"), overrides, around).unwrap()
+        };
+        let plain = job(&[], &around);
+        assert_eq!(plain.file, job_folder.join("job.toml"));
+        assert_eq!(plain.input.fasta, [InputSource::File(job_folder.join("other.fasta"))]);
+        assert_eq!(plain.output.directory, job_folder.join("results"));
+        let set = job(&["input.fasta=proteins.fasta".to_owned()], &around);
+        assert_eq!(set.input.fasta, [InputSource::File(folder.path().join("proteins.fasta"))]);
+        assert_eq!(set.output.directory, job_folder.join("results"));
+        around.variables.insert("VIRNUCPRO_ORCH_OUTPUT_DIRECTORY".to_owned(), "out".to_owned());
+        assert_eq!(job(&[], &around).output.directory, folder.path().join("out"));
+    }
+
+    #[test]
+    fn bare_words_stand_for_text_and_lists() {
+        let (folder, around) = folder();
+        let job =
+            |typed: &str| from_text(SMALLEST, Path::new("job.toml"), &[typed.to_owned()], &around).unwrap();
+        let directory = |typed: &str| {
+            let directory = job(&format!("output.directory={typed}")).output.directory;
+            directory.strip_prefix(folder.path()).unwrap().to_str().unwrap().to_owned()
+        };
+        assert_eq!(directory("runs/first"), "runs/first");
+        assert_eq!(directory("\"runs/first\""), "runs/first");
+        assert_eq!(directory("2026"), "2026");
+        assert_eq!(directory("007"), "007");
+        assert_eq!(directory("1.50"), "1.50");
+        assert_eq!(directory("2026-01-01"), "2026-01-01");
+        assert_eq!(directory("true"), "true");
+        assert_eq!(directory("5#1"), "5#1");
+        assert_eq!(directory("a=b"), "a=b");
+        assert_eq!(directory("größe"), "größe");
+        let devices = |typed: &str| job(&format!("devices.use={typed}")).devices.choice;
+        assert_eq!(devices("auto"), DeviceChoice::Auto);
+        assert_eq!(devices("sim:2"), devices("[\"sim:2\"]"));
+        let read = |typed: &str| job(&format!("input.fasta={typed}")).input.fasta;
+        assert_eq!(read("-"), [InputSource::Stdin]);
+        assert_eq!(read("[p]*.fasta"), read("proteins.fasta"));
+        assert_eq!(job("telemetry.log=warn,actors=debug").telemetry.log, "warn,actors=debug");
+    }
+
+    #[test]
+    fn byte_order_mark_and_crlf_are_read() {
+        let (_folder, around) = folder();
+        let job = |text: &str| from_text(text, Path::new("job.toml"), &[], &around);
+        let windows = format!("\u{feff}{}", SMALLEST.replace('\n', "\r\n"));
+        assert_eq!(job(&windows).unwrap(), job(SMALLEST).unwrap());
+        // The mark takes three bytes: spans must count them.
+        let error = job(&windows.replace("results", "")).unwrap_err();
+        assert_eq!(error.mistakes()[0].pointed_at(), "\"\"");
+    }
+
+    #[test]
+    fn all_mistakes_of_a_job_are_reported_at_once() {
+        let (_folder, around) = folder();
+        let text = "input.fasta = [\"gone.fasta\", \"lost.fasta\"]\noutput.directory = \"\"\n\
+                    packing.token_budget = 1\ndevices.use = [\"tpu\", \"cpu:1\"]\n";
+        let error = from_text(text, Path::new("job.toml"), &[], &around).unwrap_err();
+        let places: Vec<&str> = error.mistakes().iter().map(|mistake| mistake.pointed_at()).collect();
+        assert_eq!(places, ["\"gone.fasta\"", "\"lost.fasta\"", "1", "\"\"", "\"tpu\"", "\"cpu:1\""]);
+        assert_eq!(error.to_string(), "6 mistakes in job `job.toml`");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn one_file_by_two_names_is_listed_twice() {
+        let (folder, around) = folder();
+        std::os::unix::fs::symlink("proteins.fasta", folder.path().join("link.fasta")).unwrap();
+        let text = "input.fasta = [\"proteins.fasta\", \"link.fasta\"]\noutput.directory = \"results\"\n";
+        let error = from_text(text, Path::new("job.toml"), &[], &around).unwrap_err();
+        assert!(matches!(error.mistakes()[0].fault, Fault::Twice { .. }), "{error}");
+        assert_eq!(error.mistakes()[0].pointed_at(), "\"link.fasta\"");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf8_are_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let (folder, around) = folder();
+        let name = std::ffi::OsStr::from_bytes(b"x\xff.fasta");
+        if fs::write(folder.path().join(name), ">a\nM\n").is_err() {
+            println!("skipped: this file system takes UTF-8 names only");
+            return;
+        }
+        for item in [".", "*.fasta"] {
+            let text = format!("input.fasta = \"{item}\"\noutput.directory = \"results\"\n");
+            let error = from_text(&text, Path::new("job.toml"), &[], &around).unwrap_err();
+            assert!(matches!(error.mistakes()[0].fault, Fault::Unusable { .. }), "{item}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_that_look_like_variables_survive_being_written() {
+        let (folder, around) = folder();
+        fs::write(folder.path().join("${x}[1]*.fasta"), ">a\nM\n").unwrap();
+        let text = "input.fasta = \"$${x}[1]*.fasta\"\noutput.directory = \"results\"\n";
+        let job = from_text(text, Path::new("job.toml"), &[], &around).unwrap();
+        let again = from_text(&job.to_toml().unwrap(), Path::new("job.toml"), &[], &around).unwrap();
+        assert_eq!(again, job);
+        assert_eq!(job.input.fasta, [InputSource::File(folder.path().join("${x}[1]*.fasta"))]);
+    }
+
+    #[test]
+    fn unreadable_job_files_are_named_with_a_way_out() {
+        let (folder, _) = folder();
+        let help = |path: PathBuf| match load(&path, &[]) {
+            Err(ConfigError::Unreadable { help, path: named, .. }) => {
+                assert_eq!(named, path);
+                help.unwrap()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert!(help(folder.path().join("job.toml")).contains("init"));
+        assert!(help(folder.path().to_owned()).contains("job.toml"));
+        let latin = folder.path().join("latin.toml");
+        fs::write(&latin, b"# Gr\xf6\xdfe\n").unwrap();
+        assert!(help(latin).contains("UTF-8"));
+    }
+}
