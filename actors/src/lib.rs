@@ -1,1 +1,40 @@
-//! actors
+//! The orchestration of a run: reader, packer, devices, writer and their supervisor.
+
+pub mod failed;
+pub mod fasta;
+pub mod identity;
+mod inference;
+pub mod ledger;
+pub mod manifest;
+mod monitor;
+mod packer;
+pub mod packing;
+pub mod part;
+pub mod protocol;
+mod reader;
+pub mod restart;
+mod run;
+pub mod segment;
+mod supervisor;
+mod telemetry;
+mod thread;
+mod writer;
+
+pub use inference::WorkerCommand;
+pub use packer::SEGMENTS_OPEN_MAX;
+pub use run::{Run, RunEnd, RunPlan, Stopper};
+pub use supervisor::{DevicePlan, Outcome, StopReason};
+pub use telemetry::{DeviceState, DeviceView, Snapshot};
+pub use thread::panic_message;
+pub use writer::WriteError;
+
+/// An error and its causes in one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,68 @@
+//! `failed.tsv`: every record that has no embedding, and why.
+//!
+//! The writer keeps one file per segment, so that a resumed run has those of committed segments; at the
+//! end of a session they are put together in input order.
+
+use std::fmt::Write as _;
+use std::io;
+
+use crate::manifest::{Manifest, ResultFolder, write_whole};
+
+/// First line of `failed.tsv`.
+pub const HEADER: &str = "index\tid\tfile\tline\tstage\treason\n";
+
+/// What failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The record could not be used.
+    Input,
+    /// No device could compute it.
+    Compute,
+}
+
+/// A record without an embedding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedRecord {
+    /// Input ordinal.
+    pub index: u64,
+    /// Its id; may be empty.
+    pub id: String,
+    /// Its file.
+    pub file: String,
+    /// Line of its header.
+    pub line: u64,
+    /// What failed.
+    pub stage: Stage,
+    /// Why.
+    pub reason: String,
+}
+
+/// The lines of some records, in order of their index.
+pub fn to_lines(mut records: Vec<FailedRecord>) -> String {
+    records.sort_by_key(|record| record.index);
+    let mut lines = String::new();
+    for record in &records {
+        let FailedRecord { index, id, file, line, stage, reason } = record;
+        let stage = match stage {
+            Stage::Input => "input",
+            Stage::Compute => "compute",
+        };
+        let [id, file, reason] = [id, file, reason].map(|text| text.replace(['\t', '\n', '\r'], " "));
+        writeln!(lines, "{index}\t{id}\t{file}\t{line}\t{stage}\t{reason}").expect("writing to a string");
+    }
+    lines
+}
+
+/// Writes `failed.tsv` from the files of the committed segments.
+///
+/// # Errors
+/// Those of the file system, and a missing file of a segment that has failed records.
+pub fn assemble(folder: &ResultFolder, manifest: &Manifest) -> io::Result<()> {
+    let mut text = HEADER.to_owned();
+    for (&segment, entry) in &manifest.segments {
+        if entry.failed > 0 {
+            text += &std::fs::read_to_string(folder.failed_of(crate::identity::SegmentId(segment)))?;
+        }
+    }
+    write_whole(&folder.failed(), text.as_bytes())
+}

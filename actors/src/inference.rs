@@ -1,0 +1,358 @@
+//! The inference actor of a device: owns one worker process, feeds it batches, returns its answers.
+//!
+//! One actor per generation: it spawns the process, speaks the protocol, and ends when the process is
+//! gone, having told the supervisor why. It never blocks (socket, process and stderr have tasks of their
+//! own) and never decides what happens to a batch or a device.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use kernels::{Batch, EngineDescription, EngineError};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::mpsc;
+
+use crate::identity::{BatchId, Worker};
+use crate::packer::PackerMessage;
+use crate::protocol::{self, Assignment, FromWorker, HEARTBEAT_INTERVAL_MS, SLOTS, ToWorker};
+use crate::supervisor::SupervisorMessage;
+
+/// How often deadlines are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
+/// Two looks further apart than this: the orchestrator itself was suspended, the worker is not to blame.
+const SUSPENDED_AFTER: Duration = Duration::from_secs(3);
+/// How long a worker that was told to leave, or whose socket closed, may take to exit.
+const EXIT_GRACE: Duration = Duration::from_secs(5);
+
+/// How the worker process is started: this executable with the hidden command `worker`.
+#[derive(Clone, Debug)]
+pub struct WorkerCommand {
+    /// The program.
+    pub program: OsString,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+}
+
+/// Time limits of a worker.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WorkerLimits {
+    pub(crate) load_max: Duration,
+    pub(crate) hang_max: Duration,
+}
+
+/// What an inference actor is told.
+pub(crate) enum InferenceMessage {
+    /// From the packer: run this batch.
+    Run { batch: BatchId, sequences: Batch },
+    /// From the supervisor: leave.
+    Shutdown,
+    /// From the socket task: the worker said something.
+    Said(FromWorker, Vec<f32>),
+    /// From the socket task: the worker's end of the socket is closed.
+    Disconnected(Option<String>),
+    /// From the process task.
+    Exited(Option<ExitStatus>),
+    /// Look at the deadlines.
+    Watch,
+}
+
+/// What an inference actor starts with.
+pub(crate) struct InferenceArguments {
+    pub(crate) assignment: Assignment,
+    pub(crate) command: WorkerCommand,
+    pub(crate) limits: WorkerLimits,
+    pub(crate) packer: ActorRef<PackerMessage>,
+    pub(crate) supervisor: ActorRef<SupervisorMessage>,
+}
+
+/// Why a worker is no more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// It was told to.
+    Asked,
+    /// It or its engine failed.
+    Failed(String),
+    /// Its model can never work on this device.
+    Unusable(String),
+}
+
+pub(crate) struct Inference;
+
+pub(crate) struct InferenceState {
+    worker: Worker,
+    device_name: String,
+    limits: WorkerLimits,
+    packer: ActorRef<PackerMessage>,
+    supervisor: ActorRef<SupervisorMessage>,
+    /// The process until its task takes it over at the end.
+    child: Option<Child>,
+    /// Frames to the socket task; at most one `Load`, [`SLOTS`] `Run`s and one `Shutdown`, so never full.
+    frames: mpsc::Sender<Vec<u8>>,
+    /// Batches held by the worker, in the order in which it runs them.
+    held: VecDeque<BatchId>,
+    ready: bool,
+    /// The first cause known; later ones follow from it.
+    departure: Option<Departure>,
+    ticks: u64,
+    ticked_at: Instant,
+    watched_at: Instant,
+}
+
+impl Actor for Inference {
+    type Msg = InferenceMessage;
+    type State = InferenceState;
+    type Arguments = InferenceArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: InferenceArguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let InferenceArguments { assignment, command, limits, packer, supervisor } = arguments;
+        let (own_end, worker_end) = std::os::unix::net::UnixStream::pair()?;
+        own_end.set_nonblocking(true)?;
+        let mut child = Command::new(&command.program)
+            .args(&command.arguments)
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(worker_end)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(forward_logs(stderr, assignment.device_name.clone()));
+        }
+        let (read_half, write_half) = UnixStream::from_std(own_end)?.into_split();
+        tokio::spawn(listen(read_half, myself.clone()));
+        let (frames, outgoing) = mpsc::channel(SLOTS + 2);
+        tokio::spawn(speak(write_half, outgoing));
+        myself.send_interval(WATCH_INTERVAL, || InferenceMessage::Watch);
+
+        let (worker, device_name) = (assignment.worker, assignment.device_name.clone());
+        let process = child.id();
+        supervisor.cast(SupervisorMessage::WorkerStarted { worker, process })?;
+        frames.try_send(protocol::encode(&ToWorker::Load(assignment))?)?;
+        let now = Instant::now();
+        Ok(InferenceState {
+            worker,
+            device_name,
+            limits,
+            packer,
+            supervisor,
+            child: Some(child),
+            frames,
+            held: VecDeque::new(),
+            ready: false,
+            departure: None,
+            ticks: 0,
+            ticked_at: now,
+            watched_at: now,
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: InferenceMessage,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            InferenceMessage::Run { batch, sequences } => {
+                if state.held.is_empty() {
+                    state.ticked_at = Instant::now();
+                }
+                state.held.push_back(batch);
+                let frame = protocol::encode(&ToWorker::Run { batch, sequences })?;
+                // A closed channel means that the socket is broken; `Disconnected` follows.
+                let _ = state.frames.try_send(frame);
+            }
+            InferenceMessage::Shutdown => {
+                if state.ready && state.held.is_empty() {
+                    state.departure.get_or_insert(Departure::Asked);
+                    let _ = state.frames.try_send(protocol::encode(&ToWorker::Shutdown)?);
+                    myself.send_after(EXIT_GRACE, || InferenceMessage::Disconnected(None));
+                } else {
+                    // What it holds will not be committed in this session.
+                    state.give_up(Departure::Asked);
+                }
+            }
+            InferenceMessage::Said(said, values) => state.heard(&myself, said, values)?,
+            InferenceMessage::Disconnected(error) => state.disconnected(&myself, error),
+            InferenceMessage::Exited(status) => {
+                let departure = state.final_departure(status);
+                let worker = state.worker;
+                state.supervisor.cast(SupervisorMessage::WorkerGone { worker, departure })?;
+                myself.stop(None);
+            }
+            InferenceMessage::Watch => state.watch(),
+        }
+        Ok(())
+    }
+}
+
+impl InferenceState {
+    fn heard(
+        &mut self,
+        myself: &ActorRef<InferenceMessage>,
+        said: FromWorker,
+        values: Vec<f32>,
+    ) -> Result<(), ActorProcessingErr> {
+        let worker = self.worker;
+        match said {
+            FromWorker::Ready { version, .. } if version != protocol::VERSION => {
+                let text = "the worker speaks another version of the protocol: was the program replaced?";
+                self.give_up(Departure::Unusable(text.to_owned()));
+            }
+            FromWorker::Ready { version: _, description } => self.became_ready(myself, description)?,
+            FromWorker::LoadFailed(EngineError::Model(reason)) => self.give_up(Departure::Unusable(reason)),
+            FromWorker::LoadFailed(error) => self.give_up(Departure::Failed(error.to_string())),
+            FromWorker::Heartbeat { ticks } => {
+                if ticks != self.ticks {
+                    self.ticks = ticks;
+                    self.ticked_at = Instant::now();
+                }
+            }
+            FromWorker::Completed { batch, compute_us } => {
+                self.returned(batch)?;
+                self.packer.cast(PackerMessage::Completed { worker, batch, values, compute_us })?;
+                self.packer.cast(PackerMessage::WantBatch { worker, inference: myself.clone() })?;
+            }
+            FromWorker::Failed { batch, error: EngineError::Device(reason) } => {
+                // The batch stays held: losing the worker is what counts against it.
+                tracing::debug!(%batch, reason, "device failed");
+                self.give_up(Departure::Failed(reason));
+            }
+            FromWorker::Failed { batch, error } => {
+                self.returned(batch)?;
+                self.packer.cast(PackerMessage::Failed { worker, batch, error })?;
+                self.packer.cast(PackerMessage::WantBatch { worker, inference: myself.clone() })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn became_ready(
+        &mut self,
+        myself: &ActorRef<InferenceMessage>,
+        description: EngineDescription,
+    ) -> Result<(), ActorProcessingErr> {
+        self.ready = true;
+        self.ticked_at = Instant::now();
+        let worker = self.worker;
+        self.supervisor.cast(SupervisorMessage::WorkerReady { worker, description })?;
+        for _ in 0..SLOTS {
+            self.packer.cast(PackerMessage::WantBatch { worker, inference: myself.clone() })?;
+        }
+        Ok(())
+    }
+
+    fn returned(&mut self, batch: BatchId) -> Result<(), ActorProcessingErr> {
+        let position = self.held.iter().position(|&held| held == batch);
+        let position = position.ok_or_else(|| format!("worker answered batch {batch}, which it does not hold"))?;
+        self.held.remove(position);
+        self.ticked_at = Instant::now();
+        Ok(())
+    }
+
+    /// Notes why and kills the process; its socket then closes.
+    fn give_up(&mut self, departure: Departure) {
+        self.departure.get_or_insert(departure);
+        if let Some(child) = &mut self.child {
+            let _ = child.start_kill();
+        }
+    }
+
+    /// Everything the worker said was heard: wait for the process to end, or end it.
+    fn disconnected(&mut self, myself: &ActorRef<InferenceMessage>, error: Option<String>) {
+        let Some(mut child) = self.child.take() else { return };
+        if let Some(error) = error {
+            self.departure.get_or_insert(Departure::Failed(error));
+        }
+        let myself = myself.clone();
+        tokio::spawn(async move {
+            let status = match tokio::time::timeout(EXIT_GRACE, child.wait()).await {
+                Ok(status) => status,
+                Err(_) => {
+                    let _ = child.start_kill();
+                    child.wait().await
+                }
+            };
+            let _ = myself.cast(InferenceMessage::Exited(status.ok()));
+        });
+    }
+
+    fn final_departure(&mut self, status: Option<ExitStatus>) -> Departure {
+        let ended = match status {
+            Some(status) => format!("worker ended: {status}"),
+            None => "worker ended".to_owned(),
+        };
+        self.departure.take().unwrap_or(Departure::Failed(ended))
+    }
+
+    fn watch(&mut self) {
+        let now = Instant::now();
+        if now - self.watched_at > SUSPENDED_AFTER {
+            self.ticked_at = now;
+        }
+        self.watched_at = now;
+        let silent = now - self.ticked_at;
+        let (limit, what) = match (self.ready, self.held.is_empty()) {
+            (false, _) => (self.limits.load_max, "model not loaded"),
+            (true, false) => (self.limits.hang_max, "no progress"),
+            (true, true) => return,
+        };
+        if silent > limit && self.departure.is_none() {
+            let reason = format!("{what} for {:.1} s, worker killed", silent.as_secs_f64());
+            tracing::warn!(device = self.device_name, reason, "worker hangs");
+            self.give_up(Departure::Failed(reason));
+        }
+    }
+}
+
+async fn listen(mut socket: OwnedReadHalf, inference: ActorRef<InferenceMessage>) {
+    let error = loop {
+        match protocol::read_frame_async(&mut socket).await {
+            Ok(Some((said, values))) => {
+                if inference.cast(InferenceMessage::Said(said, values)).is_err() {
+                    return;
+                }
+            }
+            Ok(None) => break None,
+            // A killed process resets its socket: the exit status tells more.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => break Some(error.to_string()),
+            Err(_) => break None,
+        }
+    };
+    let _ = inference.cast(InferenceMessage::Disconnected(error));
+}
+
+async fn speak(mut socket: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) {
+    while let Some(frame) = frames.recv().await {
+        if socket.write_all(&frame).await.is_err() {
+            // The reading half notices as well and reports it.
+            return;
+        }
+    }
+}
+
+/// A worker's log lines become ours, with the device's name. Level first, as `kernels` and the worker log.
+async fn forward_logs(stderr: ChildStderr, device: String) {
+    let mut lines = BufReader::new(stderr).split(b'\n');
+    while let Ok(Some(line)) = lines.next_segment().await {
+        let line = String::from_utf8_lossy(&line);
+        let line = line.trim_end();
+        match line.split_once(' ') {
+            Some(("ERROR", text)) => tracing::error!(device, "{text}"),
+            Some(("WARN", text)) => tracing::warn!(device, "{text}"),
+            Some(("INFO", text)) => tracing::info!(device, "{text}"),
+            Some(("DEBUG" | "TRACE", text)) => tracing::debug!(device, "{text}"),
+            _ if line.is_empty() => {}
+            // Not ours: the panic hook or a library that writes to stderr.
+            _ => tracing::warn!(device, "{line}"),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The monitor actor of a device: samples its worker once a second.
+//!
+//! For the CPU and simulated devices that is the worker's processor time and memory, from `/proc`. It
+//! reports to telemetry and decides nothing.
+
+use std::time::{Duration, Instant};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use crate::identity::DeviceIndex;
+use crate::telemetry::TelemetryMessage;
+
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a monitor is told.
+pub(crate) enum MonitorMessage {
+    /// The device's worker is this process from now on; `None`: there is none.
+    Watch(Option<u32>),
+    /// Take a sample.
+    Sample,
+}
+
+/// What a monitor starts with.
+pub(crate) struct MonitorArguments {
+    pub(crate) device: DeviceIndex,
+    pub(crate) telemetry: ActorRef<TelemetryMessage>,
+}
+
+pub(crate) struct Monitor;
+
+pub(crate) struct MonitorState {
+    device: DeviceIndex,
+    telemetry: ActorRef<TelemetryMessage>,
+    process: Option<u32>,
+    previous: Option<(Instant, Duration)>,
+}
+
+impl Actor for Monitor {
+    type Msg = MonitorMessage;
+    type State = MonitorState;
+    type Arguments = MonitorArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: MonitorArguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        myself.send_interval(SAMPLE_INTERVAL, || MonitorMessage::Sample);
+        let MonitorArguments { device, telemetry } = arguments;
+        Ok(MonitorState { device, telemetry, process: None, previous: None })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: MonitorMessage,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            MonitorMessage::Watch(process) => {
+                state.process = process;
+                state.previous = None;
+            }
+            MonitorMessage::Sample => {
+                let usage = state.process.and_then(process_usage);
+                let now = Instant::now();
+                let cpu_cores = match (state.previous, &usage) {
+                    (Some((at, before)), Some(usage)) if now > at => {
+                        let busy = usage.processor_time.saturating_sub(before);
+                        Some(busy.as_secs_f64() / (now - at).as_secs_f64())
+                    }
+                    _ => None,
+                };
+                state.previous = usage.as_ref().map(|usage| (now, usage.processor_time));
+                let resident_bytes = usage.map(|usage| usage.resident_bytes);
+                let device = state.device;
+                state.telemetry.cast(TelemetryMessage::Sampled { device, cpu_cores, resident_bytes })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct ProcessUsage {
+    processor_time: Duration,
+    resident_bytes: u64,
+}
+
+/// Reads `/proc/<id>/stat`; `None` if the process is gone or the system has no such file.
+fn process_usage(process: u32) -> Option<ProcessUsage> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field, the command, may hold spaces and parentheses: fields are counted after it.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok());
+    let ticks = field(14)? + field(15)?;
+    Some(ProcessUsage {
+        processor_time: Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64),
+        resident_bytes: field(24)? * rustix::param::page_size() as u64,
+    })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_time_and_memory() {
+        let usage = process_usage(std::process::id()).unwrap();
+        assert!(usage.resident_bytes > 100_000, "{}", usage.resident_bytes);
+        assert!(process_usage(u32::MAX).is_none());
+    }
+}

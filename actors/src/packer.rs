@@ -1,0 +1,376 @@
+//! The packer actor: packs segments into batches and lends them to devices that ask.
+//!
+//! It owns the [`Ledger`] and is the only one that decides where a sequence is. Devices ask
+//! ([`PackerMessage::WantBatch`]) when they have a free slot; the packer asks the reader when fewer than
+//! [`SEGMENTS_OPEN_MAX`] segments are open, and a segment stays open until the writer has committed it. So
+//! a slow disk slows the reader, and memory does not depend on the size of the input.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use kernels::{Batch, EngineError};
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use crate::failed::{FailedRecord, Stage};
+use crate::identity::{BatchId, SegmentId, Worker};
+use crate::inference::InferenceMessage;
+use crate::ledger::{Ledger, Lease, Verdict};
+use crate::packing::{PackingPlan, pack};
+use crate::reader::ReaderMessage;
+use crate::segment::Segment;
+use crate::supervisor::SupervisorMessage;
+use crate::telemetry::{BatchReport, TelemetryMessage};
+use crate::writer::{OpenedSegment, RecordEntry, WriterMessage};
+
+/// Segments read but not yet committed: one being written, one being computed, one so that devices do
+/// not wait at the boundary. More would only cost memory.
+pub const SEGMENTS_OPEN_MAX: usize = 3;
+
+/// What the packer is told.
+pub(crate) enum PackerMessage {
+    /// Where its partners are; the first message.
+    Connect { reader: ActorRef<ReaderMessage>, writer: ActorRef<WriterMessage> },
+    /// From the reader: the segment asked for.
+    SegmentRead(Segment),
+    /// From the reader: there is no further segment.
+    InputEnded,
+    /// From a device: it has a free slot.
+    WantBatch { worker: Worker, inference: ActorRef<InferenceMessage> },
+    /// From a device: embeddings.
+    Completed { worker: Worker, batch: BatchId, values: Vec<f32>, compute_us: u64 },
+    /// From a device: a batch failed, the device still works.
+    Failed { worker: Worker, batch: BatchId, error: EngineError },
+    /// From the supervisor: this worker is no more.
+    WorkerLost { worker: Worker, reason: String },
+    /// From the writer: the segment is safe on disk.
+    SegmentCommitted(SegmentId),
+    /// From the supervisor: finish what can be committed within this time, then say `Drained`.
+    StopWithin(Duration),
+}
+
+/// What the packer starts with.
+pub(crate) struct PackerArguments {
+    pub(crate) plan: PackingPlan,
+    pub(crate) attempts_max: u32,
+    pub(crate) file_labels: Vec<String>,
+    pub(crate) supervisor: ActorRef<SupervisorMessage>,
+    pub(crate) telemetry: ActorRef<TelemetryMessage>,
+}
+
+pub(crate) struct Packer;
+
+pub(crate) struct PackerState {
+    plan: PackingPlan,
+    file_labels: Vec<String>,
+    supervisor: ActorRef<SupervisorMessage>,
+    telemetry: ActorRef<TelemetryMessage>,
+    reader: Option<ActorRef<ReaderMessage>>,
+    writer: Option<ActorRef<WriterMessage>>,
+    ledger: Ledger,
+    open: BTreeMap<SegmentId, OpenSegment>,
+    /// Free slots of devices, in order of asking; at most [`crate::protocol::SLOTS`] per live worker.
+    waiting: VecDeque<(Worker, ActorRef<InferenceMessage>)>,
+    /// Whether the reader owes a segment; it is never asked for two at once.
+    reading: bool,
+    input_ended: bool,
+    stopping: bool,
+    tokens_done: u64,
+    first_lease: Option<Instant>,
+}
+
+/// What the packer keeps of a segment until it is committed.
+struct OpenSegment {
+    /// Distinct sequences: ordinal of the first record with it, residues, residues to pool.
+    sequences: Vec<DistinctSequence>,
+    sealed: bool,
+}
+
+struct DistinctSequence {
+    ordinal: u64,
+    residues: Vec<u8>,
+    pooled_residues: u32,
+    /// Every record with these residues, for `failed.tsv`: id, file index, line.
+    records: Vec<(u64, String, usize, u64)>,
+}
+
+impl DistinctSequence {
+    fn token_count(&self) -> u32 {
+        self.residues.len() as u32 + 2
+    }
+}
+
+impl Actor for Packer {
+    type Msg = PackerMessage;
+    type State = PackerState;
+    type Arguments = PackerArguments;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        arguments: PackerArguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(PackerState {
+            plan: arguments.plan,
+            file_labels: arguments.file_labels,
+            supervisor: arguments.supervisor,
+            telemetry: arguments.telemetry,
+            reader: None,
+            writer: None,
+            ledger: Ledger::new(arguments.attempts_max),
+            open: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            reading: false,
+            input_ended: false,
+            stopping: false,
+            tokens_done: 0,
+            first_lease: None,
+        })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: PackerMessage,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            PackerMessage::Connect { reader, writer } => {
+                state.reader = Some(reader);
+                state.writer = Some(writer);
+            }
+            PackerMessage::SegmentRead(segment) => {
+                state.reading = false;
+                // A segment that arrives after the stop was not begun: the next run reads it again.
+                if !state.stopping {
+                    state.open_segment(segment)?;
+                }
+            }
+            PackerMessage::InputEnded => {
+                state.reading = false;
+                state.input_ended = true;
+            }
+            PackerMessage::WantBatch { worker, inference } => state.waiting.push_back((worker, inference)),
+            PackerMessage::Completed { worker, batch, values, compute_us } => {
+                state.completed(worker, batch, values, compute_us)?;
+            }
+            PackerMessage::Failed { worker, batch, error } => {
+                tracing::warn!(device = worker.device.0, %batch, %error, "batch failed");
+                match state.ledger.fail(worker, batch, &error) {
+                    Ok(verdicts) => state.carry_out(verdicts)?,
+                    Err(crate::ledger::Stale) => tracing::debug!(%batch, "late failure dropped"),
+                }
+            }
+            PackerMessage::WorkerLost { worker, reason } => {
+                state.waiting.retain(|(waiting, _)| *waiting != worker);
+                let verdicts = state.ledger.lose(worker, &reason);
+                state.carry_out(verdicts)?;
+            }
+            PackerMessage::SegmentCommitted(segment) => {
+                state.ledger.close_segment(segment);
+                state.open.remove(&segment);
+            }
+            PackerMessage::StopWithin(grace) => state.stop_within(grace),
+        }
+        state.lend()?;
+        state.ask_reader()?;
+        state.report_end();
+        Ok(())
+    }
+}
+
+impl PackerState {
+    fn writer(&self) -> Result<&ActorRef<WriterMessage>, ActorProcessingErr> {
+        self.writer.as_ref().ok_or_else(|| "the packer is not connected to a writer".into())
+    }
+
+    fn open_segment(&mut self, segment: Segment) -> Result<(), ActorProcessingErr> {
+        let id = segment.id;
+        let (sequence_of, distinct) = segment.distinct_sequences();
+        let mut sequences: Vec<DistinctSequence> = distinct
+            .iter()
+            .map(|&position| {
+                let record = &segment.records[position as usize];
+                DistinctSequence {
+                    ordinal: record.ordinal,
+                    residues: record.residues.clone(),
+                    pooled_residues: record.pooled_residues,
+                    records: Vec::new(),
+                }
+            })
+            .collect();
+        let mut records = Vec::with_capacity(segment.records.len());
+        for (record, &sequence) in segment.records.iter().zip(&sequence_of) {
+            let place = (record.ordinal, record.id.clone(), record.file, record.line);
+            sequences[sequence as usize].records.push(place);
+            records.push(RecordEntry {
+                index: record.ordinal,
+                id: record.id.clone(),
+                length: record.residues_in_input,
+                residues: record.residues.len() as u32,
+                sequence,
+            });
+        }
+        let rejected = segment
+            .rejected
+            .iter()
+            .map(|rejected| FailedRecord {
+                index: rejected.ordinal,
+                id: rejected.id.clone(),
+                file: rejected.file.clone(),
+                line: rejected.line,
+                stage: Stage::Input,
+                reason: rejected.reason.clone(),
+            })
+            .collect();
+        self.writer()?.cast(WriterMessage::Open(OpenedSegment {
+            segment: id,
+            first_index: segment.first_ordinal,
+            records,
+            pooled_residues: sequences.iter().map(|sequence| sequence.pooled_residues).collect(),
+            failed: rejected,
+        }))?;
+        let token_counts: Vec<u32> = sequences.iter().map(DistinctSequence::token_count).collect();
+        self.ledger.open_segment(id, sequences.len(), pack(&token_counts, self.plan));
+        self.open.insert(id, OpenSegment { sequences, sealed: false });
+        self.seal_if_settled(id)
+    }
+
+    fn completed(
+        &mut self,
+        worker: Worker,
+        batch: BatchId,
+        values: Vec<f32>,
+        compute_us: u64,
+    ) -> Result<(), ActorProcessingErr> {
+        let Ok(Lease { segment, sequences, .. }) = self.ledger.complete(worker, batch) else {
+            tracing::debug!(%batch, device = worker.device.0, "late answer dropped");
+            return Ok(());
+        };
+        let open = &self.open[&segment];
+        let token_counts = sequences.iter().map(|&s| u64::from(open.sequences[s as usize].token_count()));
+        let report = BatchReport {
+            device: worker.device,
+            sequences: sequences.len() as u64,
+            tokens: token_counts.clone().sum(),
+            longest_tokens: token_counts.max().unwrap_or(0),
+            compute_us,
+        };
+        self.tokens_done += report.tokens;
+        self.telemetry.cast(TelemetryMessage::BatchCompleted(report))?;
+        self.supervisor.cast(SupervisorMessage::DeviceProgressed(worker))?;
+        self.writer()?.cast(WriterMessage::Deliver { segment, sequences, values })?;
+        self.seal_if_settled(segment)
+    }
+
+    fn carry_out(&mut self, verdicts: Vec<Verdict>) -> Result<(), ActorProcessingErr> {
+        for verdict in verdicts {
+            match verdict {
+                Verdict::Requeued { batch, attempts } => tracing::info!(%batch, attempts, "batch requeued"),
+                Verdict::Split { batch, into } => tracing::info!(%batch, into = into.len(), "batch split"),
+                Verdict::Quarantined { segment, sequence, reason } => {
+                    self.quarantine(segment, sequence, &reason)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn quarantine(
+        &mut self,
+        segment: SegmentId,
+        sequence: u32,
+        reason: &str,
+    ) -> Result<(), ActorProcessingErr> {
+        let records = &self.open[&segment].sequences[sequence as usize].records;
+        let failed: Vec<FailedRecord> = records
+            .iter()
+            .map(|(index, id, file, line)| FailedRecord {
+                index: *index,
+                id: id.clone(),
+                file: self.file_labels[*file].clone(),
+                line: *line,
+                stage: Stage::Compute,
+                reason: reason.to_owned(),
+            })
+            .collect();
+        for record in &failed {
+            tracing::error!(id = record.id, index = record.index, reason, "sequence quarantined");
+        }
+        self.telemetry.cast(TelemetryMessage::Quarantined(failed.len() as u64))?;
+        self.writer()?.cast(WriterMessage::SetAside { segment, sequence, failed })?;
+        self.seal_if_settled(segment)
+    }
+
+    fn seal_if_settled(&mut self, segment: SegmentId) -> Result<(), ActorProcessingErr> {
+        if self.ledger.is_settled(segment) && !std::mem::replace(&mut self.open_mut(segment).sealed, true) {
+            self.writer()?.cast(WriterMessage::Seal(segment))?;
+        }
+        Ok(())
+    }
+
+    fn open_mut(&mut self, segment: SegmentId) -> &mut OpenSegment {
+        self.open.get_mut(&segment).expect("the ledger's open segments are the packer's")
+    }
+
+    /// Serves free slots while there are batches.
+    fn lend(&mut self) -> Result<(), ActorProcessingErr> {
+        while let Some((worker, inference)) = self.waiting.pop_front() {
+            let Some(lease) = self.ledger.lease(worker) else {
+                self.waiting.push_front((worker, inference));
+                break;
+            };
+            self.first_lease.get_or_insert_with(Instant::now);
+            let open = &self.open[&lease.segment];
+            let mut sequences = Batch::default();
+            for &sequence in &lease.sequences {
+                let sequence = &open.sequences[sequence as usize];
+                sequences.push(sequence.ordinal, &sequence.residues, sequence.pooled_residues);
+            }
+            // To a device that has just died: `WorkerLost` is on its way and takes the lease back.
+            let _ = inference.cast(InferenceMessage::Run { batch: lease.batch, sequences });
+        }
+        let queued = self.ledger.pending_len();
+        self.telemetry.cast(TelemetryMessage::Queue { batches: queued, free_slots: self.waiting.len() })?;
+        Ok(())
+    }
+
+    fn ask_reader(&mut self) -> Result<(), ActorProcessingErr> {
+        let wanted = self.open.len() < SEGMENTS_OPEN_MAX && !self.reading && !self.input_ended && !self.stopping;
+        if let Some(reader) = self.reader.as_ref().filter(|_| wanted) {
+            reader.cast(ReaderMessage::ReadSegment)?;
+            self.reading = true;
+        }
+        Ok(())
+    }
+
+    fn report_end(&self) {
+        let all_committed = self.open.is_empty() && self.ledger.pending_len() == 0;
+        let event = if self.stopping && all_committed {
+            SupervisorMessage::Drained
+        } else if self.input_ended && all_committed {
+            SupervisorMessage::AllCommitted
+        } else {
+            return;
+        };
+        let _ = self.supervisor.cast(event);
+    }
+
+    /// Keeps working only on segments that can be finished in time, oldest first.
+    fn stop_within(&mut self, grace: Duration) {
+        self.stopping = true;
+        let elapsed = self.first_lease.map_or(0.0, |start| start.elapsed().as_secs_f64());
+        let tokens_per_s = if elapsed > 0.0 { self.tokens_done as f64 / elapsed } else { 0.0 };
+        // Writing takes time as well: count on three quarters of the grace time.
+        let mut affordable = tokens_per_s * grace.as_secs_f64() * 0.75;
+        let open: Vec<(SegmentId, Vec<u32>)> = self.ledger.open_segments().collect();
+        for (segment, unsettled) in open {
+            let sequences = &self.open[&segment].sequences;
+            let tokens: u64 = unsettled.iter().map(|&s| u64::from(sequences[s as usize].token_count())).sum();
+            affordable -= tokens as f64;
+            if tokens > 0 && affordable < 0.0 {
+                self.open.remove(&segment);
+                self.ledger.forget_segment(segment);
+            }
+        }
+    }
+}

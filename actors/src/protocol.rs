@@ -1,0 +1,242 @@
+//! What an inference actor and its worker process say to each other over a socket pair.
+//!
+//! A frame is:
+//!
+//! ```text
+//! ┌────────────────┬─────────────────┬──────────────────┬───────────────────┐
+//! │ header u32 LE  │ payload u32 LE  │ header: postcard │ payload: f32 LE   │
+//! │ bytes          │ bytes           │ of one message   │ of the embeddings │
+//! └────────────────┴─────────────────┴──────────────────┴───────────────────┘
+//! ```
+//!
+//! Only [`FromWorker::Completed`] has a payload. The first message of either side carries
+//! [`VERSION`]; both sides come from the same executable, so a mismatch means that it was replaced
+//! while a run was going on.
+
+use std::io::{self, Read, Write};
+
+use kernels::{Batch, EngineDescription, EngineError, EngineOptions};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::identity::{BatchId, Worker};
+
+/// Version of the messages below. Raise it with any change to them.
+pub const VERSION: u32 = 1;
+
+/// Batches that a worker may hold: one running, one waiting, so that the engine never idles while the
+/// previous result travels.
+pub const SLOTS: usize = 2;
+
+/// How often a worker reports its progress, milliseconds; far below any sensible `hang_ms`.
+pub const HEARTBEAT_INTERVAL_MS: u64 = 200;
+
+/// Longest header: a batch of 2^27 tokens. A longer one is a broken stream, not a message.
+const HEADER_BYTES_MAX: u32 = 256 << 20;
+
+/// What the orchestrator tells a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Load a model; the first message.
+    Load(Assignment),
+    /// Run a batch.
+    Run {
+        /// Its number, to be returned with the answer.
+        batch: BatchId,
+        /// The sequences.
+        sequences: Batch,
+    },
+    /// Nothing more comes: exit with status 0.
+    Shutdown,
+}
+
+/// Everything a worker must know to load its engine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// Which worker it is.
+    pub worker: Worker,
+    /// The device's name, for logs.
+    pub device_name: String,
+    /// Which engine to load.
+    pub engine: EngineChoice,
+    /// Layer, pooling, precision, threads.
+    pub options: EngineOptions,
+}
+
+/// Which engine a worker loads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum EngineChoice {
+    /// The CPU engine.
+    Cpu {
+        /// Its weights.
+        weights: WeightsChoice,
+    },
+    /// A simulated device.
+    Sim {
+        /// Number of the simulated device.
+        device: u32,
+        /// Its programme, see [`kernels::sim`].
+        program: String,
+    },
+}
+
+/// Where a worker finds its weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum WeightsChoice {
+    /// The demonstration model inside the executable.
+    Demo,
+    /// A file or folder.
+    Path(std::path::PathBuf),
+}
+
+/// What a worker tells the orchestrator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// The engine is loaded.
+    Ready {
+        /// [`VERSION`] of the sender.
+        version: u32,
+        /// What was loaded.
+        description: EngineDescription,
+    },
+    /// The engine could not be loaded; the worker exits.
+    LoadFailed(EngineError),
+    /// Still there.
+    Heartbeat {
+        /// Steps of work done so far; a hung engine's stand still.
+        ticks: u64,
+    },
+    /// A batch's embeddings, in the payload: row-major [rows, hidden] f32.
+    Completed {
+        /// The batch.
+        batch: BatchId,
+        /// Time in the engine.
+        compute_us: u64,
+    },
+    /// A batch that the engine could not complete.
+    Failed {
+        /// The batch.
+        batch: BatchId,
+        /// Why.
+        error: EngineError,
+    },
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// Those of `out`, and `InvalidInput` for a message beyond the limits of a frame.
+pub fn write_frame(out: &mut impl Write, message: &impl Serialize, payload: &[f32]) -> io::Result<()> {
+    out.write_all(&encode_prefix_and_header(message, payload)?)?;
+    out.write_all(bytemuck::cast_slice(payload))?;
+    out.flush()
+}
+
+/// Encodes a message without payload as one frame.
+///
+/// # Errors
+/// `InvalidInput` for a message beyond the limits of a frame.
+pub fn encode(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    encode_prefix_and_header(message, &[])
+}
+
+/// Reads one frame; `None` at a clean end of the stream.
+///
+/// # Errors
+/// Those of `input`, `UnexpectedEof` inside a frame, `InvalidData` for a frame that is not one.
+pub fn read_frame<M: DeserializeOwned>(input: &mut impl Read) -> io::Result<Option<(M, Vec<f32>)>> {
+    let mut prefix = [0u8; 8];
+    match input.read(&mut prefix[..1])? {
+        0 => return Ok(None),
+        _ => input.read_exact(&mut prefix[1..])?,
+    }
+    let (header_bytes, payload_floats) = decode_prefix(prefix)?;
+    let mut header = vec![0u8; header_bytes];
+    input.read_exact(&mut header)?;
+    let mut payload = vec![0f32; payload_floats];
+    input.read_exact(bytemuck::cast_slice_mut(&mut payload))?;
+    Ok(Some((decode_header(&header)?, payload)))
+}
+
+/// [`read_frame`] for an asynchronous stream. Not cancel-safe: give it a task of its own.
+///
+/// # Errors
+/// Those of [`read_frame`].
+pub async fn read_frame_async<M: DeserializeOwned>(
+    input: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<(M, Vec<f32>)>> {
+    let mut prefix = [0u8; 8];
+    match input.read(&mut prefix[..1]).await? {
+        0 => return Ok(None),
+        _ => input.read_exact(&mut prefix[1..]).await?,
+    };
+    let (header_bytes, payload_floats) = decode_prefix(prefix)?;
+    let mut header = vec![0u8; header_bytes];
+    input.read_exact(&mut header).await?;
+    let mut payload = vec![0f32; payload_floats];
+    input.read_exact(bytemuck::cast_slice_mut(&mut payload)).await?;
+    Ok(Some((decode_header(&header)?, payload)))
+}
+
+fn encode_prefix_and_header(message: &impl Serialize, payload: &[f32]) -> io::Result<Vec<u8>> {
+    // Both ends run on one machine; the text above says LE, which every supported target is.
+    const { assert!(cfg!(target_endian = "little")) };
+    let frame = postcard::to_extend(message, vec![0u8; 8]).map_err(io::Error::other)?;
+    let mut frame = frame;
+    let too_long = |_| io::Error::new(io::ErrorKind::InvalidInput, "message too long for a frame");
+    let header_bytes = u32::try_from(frame.len() - 8).map_err(too_long)?;
+    let payload_bytes = u32::try_from(size_of_val(payload)).map_err(too_long)?;
+    if header_bytes > HEADER_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "message too long for a frame"));
+    }
+    frame[..4].copy_from_slice(&header_bytes.to_le_bytes());
+    frame[4..8].copy_from_slice(&payload_bytes.to_le_bytes());
+    Ok(frame)
+}
+
+fn decode_prefix(prefix: [u8; 8]) -> io::Result<(usize, usize)> {
+    let [a, b, c, d, e, f, g, h] = prefix;
+    let (header_bytes, payload_bytes) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
+    if header_bytes > HEADER_BYTES_MAX || payload_bytes % 4 != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a frame of the worker protocol"));
+    }
+    Ok((header_bytes as usize, payload_bytes as usize / 4))
+}
+
+fn decode_header<M: DeserializeOwned>(header: &[u8]) -> io::Result<M> {
+    postcard::from_bytes(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_back_as_they_went() {
+        let mut batch = Batch::default();
+        batch.push(7, b"MKV", 3);
+        let messages = [ToWorker::Run { batch: BatchId(3), sequences: batch }, ToWorker::Shutdown];
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, &messages[0], &[]).unwrap();
+        write_frame(&mut bytes, &messages[1], &[1.5, -0.0, f32::MIN_POSITIVE]).unwrap();
+        let mut input = bytes.as_slice();
+        let (first, none): (ToWorker, _) = read_frame(&mut input).unwrap().unwrap();
+        let (second, payload): (ToWorker, _) = read_frame(&mut input).unwrap().unwrap();
+        assert_eq!([first, second], messages);
+        assert!(none.is_empty());
+        assert_eq!(payload, [1.5, -0.0, f32::MIN_POSITIVE]);
+        assert!(read_frame::<ToWorker>(&mut input).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_or_foreign_is_an_error() {
+        let bytes = encode(&ToWorker::Shutdown).unwrap();
+        for cut in 1..bytes.len() {
+            assert!(read_frame::<ToWorker>(&mut &bytes[..cut]).is_err());
+        }
+        assert!(read_frame::<ToWorker>(&mut b"HTTP/1.1 400 Bad Request".as_slice()).is_err());
+    }
+}

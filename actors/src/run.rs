@@ -1,0 +1,154 @@
+//! A run from the outside: start it, watch it, stop it, learn how it ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorRef, SpawnErr};
+use tokio::sync::{oneshot, watch};
+
+use crate::fasta::Source;
+use crate::inference::WorkerCommand;
+use crate::manifest::{Manifest, ResultFolder};
+use crate::packing::PackingPlan;
+use crate::part::PartSchema;
+use crate::restart::RestartPolicy;
+use crate::segment::SegmentLimits;
+use crate::supervisor::{DevicePlan, Outcome, StopReason, Supervisor, SupervisorArguments, SupervisorMessage};
+use crate::telemetry::{DeviceState, DeviceView, Snapshot};
+
+/// Everything a run needs; nothing in it is validated again.
+#[derive(Clone, Debug)]
+pub struct RunPlan {
+    /// Input policy.
+    pub input: config::Input,
+    /// Inputs in reading order, as surveyed.
+    pub sources: Vec<Source>,
+    /// Where segments end.
+    pub segment_limits: SegmentLimits,
+    /// How batches are formed.
+    pub packing: PackingPlan,
+    /// Tries of one batch before it is halved.
+    pub attempts_per_batch_max: u32,
+    /// The devices, at least one.
+    pub devices: Vec<DevicePlan>,
+    /// How workers are started.
+    pub worker_command: WorkerCommand,
+    /// When failed devices are started again.
+    pub restart: RestartPolicy,
+    /// Longest time to load a model.
+    pub load_max: Duration,
+    /// Longest time without progress.
+    pub hang_max: Duration,
+    /// Time to commit what is in flight after a stop.
+    pub shutdown_grace: Duration,
+    /// The result folder.
+    pub folder: ResultFolder,
+    /// Columns of the parts.
+    pub schema: PartSchema,
+    /// What the footer of each part says.
+    pub part_metadata: BTreeMap<String, String>,
+    /// What is committed already, with the survey's digests and counts.
+    pub manifest: Manifest,
+}
+
+/// A run that is going on.
+pub struct Run {
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    supervisor: ActorRef<SupervisorMessage>,
+    supervisor_ended: ractor::concurrency::JoinHandle<()>,
+    outcome: oneshot::Receiver<Outcome>,
+    manifest: oneshot::Receiver<Manifest>,
+    manifest_before: Manifest,
+    folder: ResultFolder,
+}
+
+/// Stops a run from elsewhere, such as a signal task.
+#[derive(Clone)]
+pub struct Stopper(ActorRef<SupervisorMessage>);
+
+impl Stopper {
+    /// Asks the run to stop in order; a run that has ended does not mind.
+    pub fn stop(&self, reason: StopReason) {
+        let _ = self.0.cast(SupervisorMessage::Stop(reason));
+    }
+}
+
+/// How a run ended, and what it leaves.
+pub struct RunEnd {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The manifest with everything committed; its status is still `running`.
+    pub manifest: Manifest,
+    /// The last snapshot.
+    pub snapshot: Arc<Snapshot>,
+}
+
+impl Run {
+    /// Starts the actors and with them the work.
+    ///
+    /// # Errors
+    /// If an actor cannot be started, such as for want of threads.
+    pub async fn start(plan: RunPlan) -> Result<Self, Box<SpawnErr>> {
+        let (manifest_before, folder) = (plan.manifest.clone(), plan.folder.clone());
+        let first_snapshot = Snapshot {
+            records_total: plan.manifest.counts.records,
+            residues_total: plan.manifest.counts.residues,
+            records_resumed: plan.manifest.totals.records,
+            residues_resumed: plan.manifest.totals.residues,
+            records_committed: plan.manifest.totals.records,
+            residues_committed: plan.manifest.totals.residues,
+            failed: plan.manifest.totals.failed,
+            devices: plan.devices.iter().map(|device| DeviceView {
+                name: device.name.clone(),
+                state: DeviceState::Loading,
+                generation: 0,
+                tokens: 0,
+                compute_s: 0.0,
+                cpu_cores: None,
+                resident_bytes: None,
+                last_error: None,
+            }).collect(),
+            ..Snapshot::default()
+        };
+        let (publisher, snapshots) = watch::channel(Arc::new(first_snapshot.clone()));
+        let (manifest_back, manifest) = oneshot::channel();
+        let (outcome_sender, outcome) = oneshot::channel();
+        let arguments = SupervisorArguments {
+            plan,
+            snapshots: publisher,
+            first_snapshot,
+            manifest_back,
+            outcome: outcome_sender,
+        };
+        let (supervisor, supervisor_ended) =
+            Actor::spawn(None, Supervisor, arguments).await.map_err(Box::new)?;
+        Ok(Self { snapshots, supervisor, supervisor_ended, outcome, manifest, manifest_before, folder })
+    }
+
+    /// The state of the run, renewed several times a second.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.clone()
+    }
+
+    /// A way to stop it.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.supervisor.clone())
+    }
+
+    /// Waits for the end.
+    pub async fn ended(self) -> RunEnd {
+        let outcome = self.outcome.await.unwrap_or_else(|_| {
+            let error = "it ended without a word".to_owned();
+            Outcome::Stopped(StopReason::ActorFailed { actor: "supervisor", error })
+        });
+        let _ = self.supervisor_ended.await;
+        let manifest = match self.manifest.await {
+            Ok(manifest) => manifest,
+            // A writer that panicked takes its copy along; what it had committed is in `run.json`.
+            Err(_) => Manifest::read(&self.folder).ok().flatten().unwrap_or(self.manifest_before),
+        };
+        let snapshot = self.snapshots.borrow().clone();
+        RunEnd { outcome, manifest, snapshot }
+    }
+}

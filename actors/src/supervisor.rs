@@ -1,0 +1,455 @@
+//! The supervisor actor: starts the others, restarts devices, and decides how the run ends.
+//!
+//! Every actor is linked to it. A device that fails is started again as its next generation, by
+//! [`crate::restart`]; the failure of any other actor ends the run resumably. It never touches sequences.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernels::{EngineDescription, EngineOptions};
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::{oneshot, watch};
+
+use crate::fasta::InputError;
+use crate::identity::{DeviceIndex, Generation, Worker};
+use crate::inference::{
+    Departure, Inference, InferenceArguments, InferenceMessage, WorkerCommand, WorkerLimits,
+};
+use crate::manifest::Manifest;
+use crate::monitor::{Monitor, MonitorArguments, MonitorMessage};
+use crate::packer::{Packer, PackerArguments, PackerMessage};
+use crate::protocol::{Assignment, EngineChoice, VERSION};
+use crate::reader::{Reader, ReaderArguments};
+use crate::restart::{RestartDecision, RestartHistory, RestartPolicy};
+use crate::run::RunPlan;
+use crate::telemetry::{DeviceState, Snapshot, Telemetry, TelemetryArguments, TelemetryMessage};
+use crate::writer::{WriteError, Writer, WriterArguments};
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Every record is committed or listed as failed.
+    Finished,
+    /// Ended before that; the same command goes on.
+    Stopped(StopReason),
+    /// The input turned out bad.
+    InputFailed(InputError),
+    /// The results could not be written.
+    WriteFailed(WriteError),
+}
+
+/// Why a run stopped before its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StopReason {
+    /// A signal, by name.
+    #[error("stopped by {0}")]
+    Signal(&'static str),
+    /// No device is left.
+    #[error("all devices were lost: {0}")]
+    AllDevicesLost(String),
+    /// A part of the program failed.
+    #[error("the {actor} failed: {error}")]
+    ActorFailed {
+        /// Which.
+        actor: &'static str,
+        /// Why.
+        error: String,
+    },
+}
+
+/// A device of the run.
+#[derive(Clone, Debug)]
+pub struct DevicePlan {
+    /// Its name: `cpu`, `sim:3`.
+    pub name: String,
+    /// Its engine.
+    pub engine: EngineChoice,
+    /// Layer, pooling, precision, threads.
+    pub options: EngineOptions,
+}
+
+/// What the supervisor is told.
+pub(crate) enum SupervisorMessage {
+    WorkerStarted { worker: Worker, process: Option<u32> },
+    WorkerReady { worker: Worker, description: EngineDescription },
+    WorkerGone { worker: Worker, departure: Departure },
+    DeviceProgressed(Worker),
+    Respawn(DeviceIndex),
+    InputFailed(InputError),
+    WriteFailed(WriteError),
+    /// From the packer, perhaps more than once: all is done.
+    AllCommitted,
+    /// From the packer, perhaps more than once: what could be finished after a stop is done.
+    Drained,
+    /// From outside: stop in order.
+    Stop(StopReason),
+    GraceOver,
+}
+
+/// What the supervisor starts with.
+pub(crate) struct SupervisorArguments {
+    pub(crate) plan: RunPlan,
+    pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
+    pub(crate) first_snapshot: Snapshot,
+    pub(crate) manifest_back: oneshot::Sender<Manifest>,
+    pub(crate) outcome: oneshot::Sender<Outcome>,
+}
+
+pub(crate) struct Supervisor;
+
+pub(crate) struct SupervisorState {
+    devices: Vec<DeviceSlot>,
+    roles: HashMap<ActorId, Role>,
+    command: WorkerCommand,
+    limits: WorkerLimits,
+    policy: RestartPolicy,
+    grace: Duration,
+    packer: ActorRef<PackerMessage>,
+    telemetry: ActorRef<TelemetryMessage>,
+    /// Stopped in this order: who feeds before who is fed.
+    pipeline: Vec<ActorCell>,
+    phase: Phase,
+    outcome: Option<oneshot::Sender<Outcome>>,
+}
+
+/// Who an actor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Pipeline(&'static str),
+    Inference(Worker),
+    Monitor(DeviceIndex),
+}
+
+struct DeviceSlot {
+    plan: DevicePlan,
+    generation: Generation,
+    history: RestartHistory,
+    stage: Stage,
+    monitor: ActorRef<MonitorMessage>,
+    last_error: Option<String>,
+}
+
+enum Stage {
+    /// A worker of the current generation lives.
+    Live(ActorRef<InferenceMessage>),
+    /// A restart is due.
+    Pausing,
+    Retired,
+    Left,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Running,
+    /// Finishing what can be committed within the grace time.
+    Stopping(StopReason),
+    /// Waiting for the workers to leave.
+    Ending(Box<Outcome>),
+    Ended,
+}
+
+impl Actor for Supervisor {
+    type Msg = SupervisorMessage;
+    type State = SupervisorState;
+    type Arguments = SupervisorArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: SupervisorArguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let SupervisorArguments { plan, snapshots, first_snapshot, manifest_back, outcome } = arguments;
+        let link = || myself.get_cell();
+        let telemetry_arguments =
+            TelemetryArguments { first: first_snapshot, token_budget: plan.packing.token_budget, snapshots };
+        let (telemetry, _) = Actor::spawn_linked(None, Telemetry, telemetry_arguments, link()).await?;
+        let packer_arguments = PackerArguments {
+            plan: plan.packing,
+            attempts_max: plan.attempts_per_batch_max,
+            file_labels: plan.sources.iter().map(|source| source.label().to_owned()).collect(),
+            supervisor: myself.clone(),
+            telemetry: telemetry.clone(),
+        };
+        let (packer, _) = Actor::spawn_linked(None, Packer, packer_arguments, link()).await?;
+        let committed = plan.manifest.segments.keys().map(|&id| crate::identity::SegmentId(id)).collect();
+        let reader_arguments = ReaderArguments {
+            input: plan.input,
+            sources: plan.sources,
+            digests: plan.manifest.input.clone(),
+            counts: plan.manifest.counts.clone(),
+            limits: plan.segment_limits,
+            committed,
+            packer: packer.clone(),
+            supervisor: myself.clone(),
+        };
+        let writer_arguments = WriterArguments {
+            folder: plan.folder,
+            manifest: plan.manifest,
+            schema: plan.schema,
+            part_metadata: plan.part_metadata,
+            packer: packer.clone(),
+            supervisor: myself.clone(),
+            telemetry: telemetry.clone(),
+            manifest_back,
+        };
+        let (writer, _) = Actor::spawn_linked(None, Writer, writer_arguments, link()).await?;
+        let (reader, _) = Actor::spawn_linked(None, Reader, reader_arguments, link()).await?;
+        packer.cast(PackerMessage::Connect { reader: reader.clone(), writer: writer.clone() })?;
+
+        let mut roles = HashMap::from([
+            (telemetry.get_id(), Role::Pipeline("telemetry")),
+            (packer.get_id(), Role::Pipeline("packer")),
+            (writer.get_id(), Role::Pipeline("writer")),
+            (reader.get_id(), Role::Pipeline("reader")),
+        ]);
+        let mut devices = Vec::new();
+        for (index, device_plan) in plan.devices.into_iter().enumerate() {
+            let device = DeviceIndex(index);
+            let monitor_arguments = MonitorArguments { device, telemetry: telemetry.clone() };
+            let (monitor, _) = Actor::spawn_linked(None, Monitor, monitor_arguments, link()).await?;
+            roles.insert(monitor.get_id(), Role::Monitor(device));
+            devices.push(DeviceSlot {
+                plan: device_plan,
+                generation: Generation(0),
+                history: RestartHistory::default(),
+                stage: Stage::Pausing,
+                monitor,
+                last_error: None,
+            });
+            myself.cast(SupervisorMessage::Respawn(device))?;
+        }
+        Ok(SupervisorState {
+            devices,
+            roles,
+            command: plan.worker_command,
+            limits: WorkerLimits { load_max: plan.load_max, hang_max: plan.hang_max },
+            policy: plan.restart,
+            grace: plan.shutdown_grace,
+            packer,
+            telemetry: telemetry.clone(),
+            pipeline: vec![reader.get_cell(), writer.get_cell(), telemetry.get_cell()],
+            phase: Phase::Running,
+            outcome: Some(outcome),
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: SupervisorMessage,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SupervisorMessage::WorkerStarted { worker, process } => {
+                state.devices[worker.device.0].monitor.cast(MonitorMessage::Watch(process))?;
+            }
+            SupervisorMessage::WorkerReady { worker, description } => {
+                let name = &state.devices[worker.device.0].plan.name;
+                tracing::info!(device = name, generation = worker.generation.0, engine = description.name, "ready");
+                state.report(worker.device, DeviceState::Ready);
+            }
+            SupervisorMessage::WorkerGone { worker, departure } => state.lost(&myself, worker, departure)?,
+            SupervisorMessage::DeviceProgressed(worker) => {
+                state.devices[worker.device.0].history.progressed();
+            }
+            SupervisorMessage::Respawn(device) => state.respawn(&myself, device).await?,
+            SupervisorMessage::InputFailed(error) => state.end(Outcome::InputFailed(error)),
+            SupervisorMessage::WriteFailed(error) => state.end(Outcome::WriteFailed(error)),
+            SupervisorMessage::AllCommitted => state.end(Outcome::Finished),
+            SupervisorMessage::Drained | SupervisorMessage::GraceOver => {
+                if let Phase::Stopping(reason) = &state.phase {
+                    let reason = reason.clone();
+                    state.end(Outcome::Stopped(reason));
+                }
+            }
+            SupervisorMessage::Stop(reason) => {
+                if matches!(state.phase, Phase::Running) {
+                    tracing::warn!(%reason, grace_ms = state.grace.as_millis() as u64, "stopping");
+                    state.phase = Phase::Stopping(reason);
+                    state.packer.cast(PackerMessage::StopWithin(state.grace))?;
+                    myself.send_after(state.grace, || SupervisorMessage::GraceOver);
+                }
+            }
+        }
+        state.end_when_alone(&myself).await;
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (actor, error) = match &event {
+            SupervisionEvent::ActorTerminated(actor, _, reason) => {
+                (actor.get_id(), reason.clone().unwrap_or_else(|| "it stopped".to_owned()))
+            }
+            SupervisionEvent::ActorFailed(actor, error) => (actor.get_id(), error.to_string()),
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => return Ok(()),
+        };
+        match state.roles.remove(&actor) {
+            Some(Role::Inference(worker)) => {
+                // After `WorkerGone` this generation is history and nothing happens.
+                state.lost(&myself, worker, Departure::Failed(error))?;
+            }
+            Some(Role::Monitor(device)) => {
+                if !matches!(state.phase, Phase::Ended) {
+                    tracing::warn!(device = state.devices[device.0].plan.name, error, "monitor failed");
+                }
+            }
+            Some(Role::Pipeline(actor)) => {
+                let reason = StopReason::ActorFailed { actor, error };
+                tracing::error!(%reason, "the run ends");
+                state.end(Outcome::Stopped(reason));
+            }
+            None => {}
+        }
+        state.end_when_alone(&myself).await;
+        Ok(())
+    }
+}
+
+impl SupervisorState {
+    fn report(&self, device: DeviceIndex, now: DeviceState) {
+        let slot = &self.devices[device.0];
+        let (generation, error) = (slot.generation, slot.last_error.clone());
+        // Without telemetry the run ends anyway: its failure is on its way.
+        let _ = self.telemetry.cast(TelemetryMessage::Device { device, generation, state: now, error });
+    }
+
+    async fn respawn(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        device: DeviceIndex,
+    ) -> Result<(), ActorProcessingErr> {
+        let slot = &mut self.devices[device.0];
+        if !matches!(slot.stage, Stage::Pausing) || matches!(self.phase, Phase::Ending(_) | Phase::Ended) {
+            return Ok(());
+        }
+        let worker = Worker { device, generation: slot.generation };
+        let arguments = InferenceArguments {
+            assignment: Assignment {
+                version: VERSION,
+                worker,
+                device_name: slot.plan.name.clone(),
+                engine: slot.plan.engine.clone(),
+                options: slot.plan.options.clone(),
+            },
+            command: self.command.clone(),
+            limits: self.limits,
+            packer: self.packer.clone(),
+            supervisor: myself.clone(),
+        };
+        match Actor::spawn_linked(None, Inference, arguments, myself.get_cell()).await {
+            Ok((inference, _)) => {
+                self.roles.insert(inference.get_id(), Role::Inference(worker));
+                slot.stage = Stage::Live(inference);
+                self.report(device, DeviceState::Loading);
+                Ok(())
+            }
+            Err(error) => {
+                let reason = format!("worker could not be started: {error}");
+                self.device_failed(myself, worker, Departure::Failed(reason))
+            }
+        }
+    }
+
+    /// A worker is gone, whatever told us first.
+    fn lost(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        worker: Worker,
+        departure: Departure,
+    ) -> Result<(), ActorProcessingErr> {
+        let slot = &self.devices[worker.device.0];
+        let current = slot.generation == worker.generation && matches!(slot.stage, Stage::Live(_));
+        if current { self.device_failed(myself, worker, departure) } else { Ok(()) }
+    }
+
+    fn device_failed(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        worker: Worker,
+        departure: Departure,
+    ) -> Result<(), ActorProcessingErr> {
+        let device = worker.device;
+        let slot = &mut self.devices[device.0];
+        slot.monitor.cast(MonitorMessage::Watch(None))?;
+        let (reason, hopeless) = match departure {
+            Departure::Asked => {
+                slot.stage = Stage::Left;
+                self.report(device, DeviceState::Stopped);
+                return Ok(());
+            }
+            Departure::Failed(reason) => (reason, false),
+            Departure::Unusable(reason) => (reason, true),
+        };
+        slot.last_error = Some(reason.clone());
+        let jitter = u64::from(std::process::id()) * 31 + device.0 as u64 * 389 + u64::from(worker.generation.0);
+        let decision =
+            if hopeless { RestartDecision::Retire } else { slot.history.failed(self.policy, jitter) };
+        let name = &slot.plan.name;
+        match decision {
+            RestartDecision::After(pause) => {
+                tracing::warn!(device = name, reason, pause_ms = pause.as_millis() as u64, "device failed, restarting");
+                slot.generation = slot.generation.next();
+                slot.stage = Stage::Pausing;
+                myself.send_after(pause, move || SupervisorMessage::Respawn(device));
+                self.report(device, DeviceState::Waiting);
+            }
+            RestartDecision::Retire => {
+                tracing::error!(device = name, reason, "device retired");
+                slot.stage = Stage::Retired;
+                self.report(device, DeviceState::Retired);
+            }
+        }
+        self.packer.cast(PackerMessage::WorkerLost { worker, reason })?;
+        if self.devices.iter().all(|slot| matches!(slot.stage, Stage::Retired)) {
+            let errors = self.devices.iter().map(|slot| {
+                format!("{}: {}", slot.plan.name, slot.last_error.as_deref().unwrap_or("unknown reason"))
+            });
+            let reason = StopReason::AllDevicesLost(errors.collect::<Vec<_>>().join("; "));
+            self.end(Outcome::Stopped(reason));
+        }
+        Ok(())
+    }
+
+    /// Begins the end; the first cause wins.
+    fn end(&mut self, outcome: Outcome) {
+        if matches!(self.phase, Phase::Ending(_) | Phase::Ended) {
+            return;
+        }
+        self.phase = Phase::Ending(Box::new(outcome));
+        for slot in &mut self.devices {
+            match &slot.stage {
+                Stage::Live(inference) => {
+                    let _ = inference.cast(InferenceMessage::Shutdown);
+                }
+                Stage::Pausing => slot.stage = Stage::Left,
+                Stage::Retired | Stage::Left => {}
+            }
+        }
+    }
+
+    /// Once every worker has left: stops the pipeline, lets the writer finish, says how it ended.
+    async fn end_when_alone(&mut self, myself: &ActorRef<SupervisorMessage>) {
+        let alone = self.devices.iter().all(|slot| !matches!(slot.stage, Stage::Live(_)));
+        if !alone || !matches!(self.phase, Phase::Ending(_)) {
+            return;
+        }
+        let Phase::Ending(outcome) = std::mem::replace(&mut self.phase, Phase::Ended) else { return };
+        self.roles.clear();
+        for actor in self.pipeline.drain(..) {
+            // No time limit: the writer may be syncing a part, which must not be cut short. A second
+            // signal ends the process.
+            let _ = actor.stop_and_wait(None, None).await;
+        }
+        self.packer.stop(None);
+        if let Some(sender) = self.outcome.take() {
+            let _ = sender.send(*outcome);
+        }
+        myself.stop(None);
+    }
+}

@@ -1,0 +1,464 @@
+//! The writer actor: assembles each segment in input order and commits it as one part.
+//!
+//! The packer opens a segment, delivers embeddings and seals it; the actor keeps them in memory and hands
+//! the sealed segment to its thread, which writes the part, then the manifest: in that order, so that a
+//! part counts only once it is whole. A full disk pauses the thread until there is room. Invariant: a
+//! segment is committed only if each of its sequences was delivered or set aside, exactly once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use crate::failed::{self, FailedRecord};
+use crate::identity::SegmentId;
+use crate::manifest::{Manifest, ManifestError, ResultFolder, SegmentEntry, write_whole};
+use crate::packer::{PackerMessage, SEGMENTS_OPEN_MAX};
+use crate::part::{self, PartError, PartRow, PartSchema};
+use crate::supervisor::SupervisorMessage;
+use crate::telemetry::TelemetryMessage;
+
+/// Pause between two tries while the disk is full; short enough to go on soon, long enough to stay quiet.
+const DISK_FULL_RETRY: Duration = Duration::from_secs(2);
+/// How often a waiting thread looks whether it shall stop.
+const STOP_POLL: Duration = Duration::from_millis(100);
+
+/// A segment before its embeddings arrive.
+pub(crate) struct OpenedSegment {
+    pub(crate) segment: SegmentId,
+    pub(crate) first_index: u64,
+    pub(crate) records: Vec<RecordEntry>,
+    /// Residues returned per distinct sequence, if results are per residue.
+    pub(crate) pooled_residues: Vec<u32>,
+    /// Records left out by the reader.
+    pub(crate) failed: Vec<FailedRecord>,
+}
+
+/// One row of a part, before its embedding.
+pub(crate) struct RecordEntry {
+    pub(crate) index: u64,
+    pub(crate) id: String,
+    /// Residues of the record before truncation.
+    pub(crate) length: u32,
+    /// Residues that were run.
+    pub(crate) residues: u32,
+    /// Its distinct sequence.
+    pub(crate) sequence: u32,
+}
+
+/// What the writer is told.
+pub(crate) enum WriterMessage {
+    /// A segment begins.
+    Open(OpenedSegment),
+    /// Embeddings of these distinct sequences, rows back to back.
+    Deliver { segment: SegmentId, sequences: Vec<u32>, values: Vec<f32> },
+    /// This sequence will have no embedding.
+    SetAside { segment: SegmentId, sequence: u32, failed: Vec<FailedRecord> },
+    /// Nothing more comes: commit it.
+    Seal(SegmentId),
+    /// From the thread: committed.
+    Committed { segment: SegmentId, rows: u64, records: u64, failed: u64, residues: u64 },
+    /// From the thread: it cannot be committed.
+    CommitFailed(WriteError),
+    /// The thread panicked with this message.
+    Panicked(String),
+}
+
+/// Why a segment could not be committed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The part.
+    #[error(transparent)]
+    Part(#[from] PartError),
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The list of failed records.
+    #[error("failed to write `{}`", path.display())]
+    Failed {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl WriteError {
+    fn is_disk_full(&self) -> bool {
+        let io = match self {
+            Self::Part(error) => return error.is_disk_full(),
+            Self::Manifest(ManifestError::Io { source, .. }) | Self::Failed { source, .. } => source,
+            Self::Manifest(ManifestError::Malformed { .. } | ManifestError::Format { .. }) => return false,
+        };
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    }
+}
+
+/// What the writer starts with.
+pub(crate) struct WriterArguments {
+    pub(crate) folder: ResultFolder,
+    pub(crate) manifest: Manifest,
+    pub(crate) schema: PartSchema,
+    pub(crate) part_metadata: BTreeMap<String, String>,
+    pub(crate) packer: ActorRef<PackerMessage>,
+    pub(crate) supervisor: ActorRef<SupervisorMessage>,
+    pub(crate) telemetry: ActorRef<TelemetryMessage>,
+    /// Receives the manifest when the writer has stopped.
+    pub(crate) manifest_back: tokio::sync::oneshot::Sender<Manifest>,
+}
+
+pub(crate) struct Writer;
+
+pub(crate) struct WriterState {
+    schema: PartSchema,
+    open: HashMap<SegmentId, Assembly>,
+    packer: ActorRef<PackerMessage>,
+    supervisor: ActorRef<SupervisorMessage>,
+    telemetry: ActorRef<TelemetryMessage>,
+    /// Sealed segments, to the thread; as many as can be open, so never full. Closing it ends the thread.
+    sealed: Option<flume::Sender<Assembly>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A segment under assembly.
+struct Assembly {
+    opened: OpenedSegment,
+    hidden: usize,
+    /// First value of each distinct sequence; one more at the end.
+    starts: Vec<usize>,
+    values: Vec<f32>,
+    state: Vec<Delivery>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delivery {
+    Awaited,
+    Delivered,
+    SetAside,
+}
+
+impl Actor for Writer {
+    type Msg = WriterMessage;
+    type State = WriterState;
+    type Arguments = WriterArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: WriterArguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let WriterArguments { folder, manifest, schema, part_metadata, packer, supervisor, telemetry, .. } =
+            arguments;
+        let (sealed, received) = flume::bounded::<Assembly>(SEGMENTS_OPEN_MAX);
+        let stop = Arc::new(AtomicBool::new(false));
+        let committer = Committer {
+            folder,
+            manifest,
+            schema,
+            part_metadata,
+            stop: stop.clone(),
+            writer: myself.clone(),
+            telemetry: telemetry.clone(),
+            started: Instant::now(),
+        };
+        let manifest_back = arguments.manifest_back;
+        let thread = crate::thread::spawn_watched(
+            "writer",
+            move || {
+                let _ = manifest_back.send(committer.commit_all(&received));
+            },
+            move |message| {
+                let _ = myself.cast(WriterMessage::Panicked(message));
+            },
+        )?;
+        Ok(WriterState {
+            schema,
+            open: HashMap::new(),
+            packer,
+            supervisor,
+            telemetry,
+            sealed: Some(sealed),
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: WriterMessage,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            WriterMessage::Open(opened) => {
+                let segment = opened.segment;
+                state.open.insert(segment, Assembly::new(opened, &state.schema));
+            }
+            WriterMessage::Deliver { segment, sequences, values } => {
+                state.assembly(segment)?.deliver(&sequences, &values)?;
+            }
+            WriterMessage::SetAside { segment, sequence, failed } => {
+                state.assembly(segment)?.set_aside(sequence, failed)?;
+            }
+            WriterMessage::Seal(segment) => {
+                let assembly =
+                    state.open.remove(&segment).ok_or_else(|| format!("segment {segment} is not open"))?;
+                assembly.check_complete()?;
+                let Some(sealed) = &state.sealed else { return Ok(()) };
+                if sealed.try_send(assembly).is_err() {
+                    return Err(format!("the writer thread does not take segment {segment}").into());
+                }
+            }
+            WriterMessage::Committed { segment, rows, records, failed, residues } => {
+                tracing::info!(%segment, rows, failed, "segment committed");
+                state.packer.cast(PackerMessage::SegmentCommitted(segment))?;
+                state.telemetry.cast(TelemetryMessage::SegmentCommitted { rows, records, failed, residues })?;
+            }
+            WriterMessage::CommitFailed(error) => {
+                state.supervisor.cast(SupervisorMessage::WriteFailed(error))?;
+            }
+            WriterMessage::Panicked(panic) => return Err(format!("writer thread panicked: {panic}").into()),
+        }
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.stop.store(true, Ordering::Relaxed);
+        state.sealed = None;
+        crate::thread::join(state.thread.take()).await;
+        Ok(())
+    }
+}
+
+impl WriterState {
+    fn assembly(&mut self, segment: SegmentId) -> Result<&mut Assembly, ActorProcessingErr> {
+        self.open.get_mut(&segment).ok_or_else(|| format!("segment {segment} is not open").into())
+    }
+}
+
+impl Assembly {
+    fn new(opened: OpenedSegment, schema: &PartSchema) -> Self {
+        let rows = |pooled: u32| if schema.per_residue { pooled as usize } else { 1 };
+        let mut starts = Vec::with_capacity(opened.pooled_residues.len() + 1);
+        let mut end = 0;
+        starts.push(end);
+        for &pooled in &opened.pooled_residues {
+            end += rows(pooled) * schema.hidden;
+            starts.push(end);
+        }
+        let state = vec![Delivery::Awaited; opened.pooled_residues.len()];
+        Self { opened, hidden: schema.hidden, starts, values: vec![0.0; end], state }
+    }
+
+    fn deliver(&mut self, sequences: &[u32], values: &[f32]) -> Result<(), String> {
+        let mut rest = values;
+        for &sequence in sequences {
+            let place = self.starts[sequence as usize]..self.starts[sequence as usize + 1];
+            let (own, others) = rest
+                .split_at_checked(place.len())
+                .ok_or_else(|| format!("segment {}: fewer values than rows", self.opened.segment))?;
+            self.values[place].copy_from_slice(own);
+            rest = others;
+            self.settle(sequence, Delivery::Delivered)?;
+        }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("segment {}: more values than rows of {}", self.opened.segment, self.hidden))
+        }
+    }
+
+    fn set_aside(&mut self, sequence: u32, failed: Vec<FailedRecord>) -> Result<(), String> {
+        self.opened.failed.extend(failed);
+        self.settle(sequence, Delivery::SetAside)
+    }
+
+    fn settle(&mut self, sequence: u32, delivery: Delivery) -> Result<(), String> {
+        let state = &mut self.state[sequence as usize];
+        if *state != Delivery::Awaited {
+            return Err(format!("segment {}: sequence {sequence} arrived twice", self.opened.segment));
+        }
+        *state = delivery;
+        Ok(())
+    }
+
+    fn check_complete(&self) -> Result<(), String> {
+        match self.state.iter().position(|&state| state == Delivery::Awaited) {
+            None => Ok(()),
+            Some(sequence) => {
+                Err(format!("segment {}: sequence {sequence} never arrived", self.opened.segment))
+            }
+        }
+    }
+
+    fn delivered_records(&self) -> impl Iterator<Item = &RecordEntry> {
+        self.opened.records.iter().filter(|record| self.state[record.sequence as usize] == Delivery::Delivered)
+    }
+
+    fn rows(&self) -> impl Iterator<Item = PartRow<'_>> {
+        self.delivered_records().map(|record| {
+            let sequence = record.sequence as usize;
+            PartRow {
+                index: record.index,
+                id: &record.id,
+                length: record.length,
+                embedding: &self.values[self.starts[sequence]..self.starts[sequence + 1]],
+            }
+        })
+    }
+}
+
+/// The writer thread's side: parts and manifest.
+struct Committer {
+    folder: ResultFolder,
+    manifest: Manifest,
+    schema: PartSchema,
+    part_metadata: BTreeMap<String, String>,
+    stop: Arc<AtomicBool>,
+    writer: ActorRef<WriterMessage>,
+    telemetry: ActorRef<TelemetryMessage>,
+    started: Instant,
+}
+
+impl Committer {
+    /// Commits segments until there are no more; returns the manifest.
+    fn commit_all(mut self, sealed: &flume::Receiver<Assembly>) -> Manifest {
+        while let Ok(assembly) = sealed.recv() {
+            let message = match self.commit_when_possible(&assembly) {
+                Ok(Some(message)) => message,
+                Ok(None) => break,
+                Err(error) => WriterMessage::CommitFailed(error),
+            };
+            let _ = self.writer.cast(message);
+        }
+        self.manifest
+    }
+
+    /// Commits one segment, waiting for room on a full disk; `None` if told to stop while waiting.
+    fn commit_when_possible(&mut self, assembly: &Assembly) -> Result<Option<WriterMessage>, WriteError> {
+        let mut waited = false;
+        loop {
+            match self.commit(assembly) {
+                Ok(message) => {
+                    if waited {
+                        tracing::warn!(folder = %self.folder.0.display(), "there is room again: writing goes on");
+                        let _ = self.telemetry.cast(TelemetryMessage::DiskFull(false));
+                    }
+                    return Ok(Some(message));
+                }
+                Err(error) if error.is_disk_full() => {
+                    tracing::warn!(
+                        folder = %self.folder.0.display(),
+                        error = %crate::error_chain(&error),
+                        retry_ms = DISK_FULL_RETRY.as_millis() as u64,
+                        "disk full: writing is paused, free some space and it goes on"
+                    );
+                    waited = true;
+                    let _ = self.telemetry.cast(TelemetryMessage::DiskFull(true));
+                    if !self.pause(DISK_FULL_RETRY) {
+                        return Ok(None);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn pause(&self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            if self.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            std::thread::sleep(STOP_POLL);
+        }
+        true
+    }
+
+    fn commit(&mut self, assembly: &Assembly) -> Result<WriterMessage, WriteError> {
+        let OpenedSegment { segment, first_index, records, failed, .. } = &assembly.opened;
+        let part = ResultFolder::part_name(*segment);
+        let path = self.folder.0.join(&part);
+        let summary = part::write_part(&path, &self.schema, &self.part_metadata, assembly.rows())?;
+        if !failed.is_empty() {
+            let path = self.folder.failed_of(*segment);
+            write_whole(&path, failed::to_lines(failed.clone()).as_bytes())
+                .map_err(|source| WriteError::Failed { path, source })?;
+        }
+        // Every record of the segment is a row or failed; the packer's rejected ones are in `failed`.
+        let residues = assembly.delivered_records().map(|record| u64::from(record.residues)).sum();
+        let set_aside = assembly.opened.records.len() as u64 - summary.rows;
+        let rejected = failed.len() as u64 - set_aside;
+        let entry = SegmentEntry {
+            first_index: *first_index,
+            records: records.len() as u64 + rejected,
+            rows: summary.rows,
+            failed: failed.len() as u64,
+            residues,
+            part,
+            bytes: summary.bytes,
+            sha256: summary.checksum.to_string(),
+        };
+        let message = WriterMessage::Committed {
+            segment: *segment,
+            rows: entry.rows,
+            records: entry.records,
+            failed: entry.failed,
+            residues,
+        };
+        let mut manifest = self.manifest.clone();
+        manifest.commit(*segment, entry);
+        if let Some(session) = manifest.sessions.last_mut() {
+            session.elapsed_s = self.started.elapsed().as_secs_f64();
+        }
+        manifest.write(&self.folder)?;
+        self.manifest = manifest;
+        Ok(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assembly() -> Assembly {
+        let record = |index, sequence| RecordEntry { index, id: format!("r{index}"), length: 3, residues: 3, sequence };
+        let opened = OpenedSegment {
+            segment: SegmentId(0),
+            first_index: 0,
+            records: vec![record(0, 0), record(1, 1), record(2, 0)],
+            pooled_residues: vec![3, 3],
+            failed: vec![],
+        };
+        Assembly::new(opened, &PartSchema { hidden: 2, float: config::Float::F32, per_residue: false })
+    }
+
+    #[test]
+    fn rows_come_in_input_order_and_equal_sequences_share_a_vector() {
+        let mut assembly = assembly();
+        assembly.deliver(&[1, 0], &[1.0, 2.0, 3.0, 4.0]).unwrap();
+        assembly.check_complete().unwrap();
+        let rows: Vec<_> = assembly.rows().map(|row| (row.index, row.embedding.to_vec())).collect();
+        assert_eq!(rows, [(0, vec![3.0, 4.0]), (1, vec![1.0, 2.0]), (2, vec![3.0, 4.0])]);
+    }
+
+    #[test]
+    fn in_is_out_or_an_error() {
+        let mut once = assembly();
+        once.deliver(&[0], &[1.0, 2.0]).unwrap();
+        assert!(once.check_complete().unwrap_err().contains("never arrived"));
+        assert!(once.deliver(&[0], &[1.0, 2.0]).unwrap_err().contains("twice"));
+        assert!(assembly().deliver(&[0], &[1.0]).unwrap_err().contains("fewer"));
+        assert!(assembly().deliver(&[0], &[1.0; 3]).unwrap_err().contains("more"));
+    }
+}

@@ -1,0 +1,107 @@
+//! Residues per second of the CPU engine.
+//!
+//! `cargo bench --bench cpu_embed -- MODEL FASTA [threads=2] [repeats=5] [budgets=512,1024,…]`, where
+//! MODEL is a Hugging Face folder. One line per token budget: the best of the repeats, since other
+//! work on the machine only ever slows it.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use kernels::cpu::CpuEngine;
+use kernels::{Batch, Engine, EngineOptions, Model, ModelPath, Pooling, Precision, Progress};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cpu_embed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn std::error::Error>> {
+    let mut positional = Vec::new();
+    let (mut threads, mut repeats) = (2, 5);
+    let mut budgets = vec![256, 512, 1024, 2048, 4096, 8192, 16384];
+    // `cargo bench` adds `--bench`.
+    for argument in std::env::args().skip(1).filter(|argument| argument != "--bench") {
+        match argument.split_once('=') {
+            Some(("threads", value)) => threads = value.parse()?,
+            Some(("repeats", value)) => repeats = value.parse()?,
+            Some(("budgets", value)) => budgets = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            _ => positional.push(PathBuf::from(argument)),
+        }
+    }
+    let [model, fasta] = positional.as_slice() else {
+        eprintln!("skipped: give a model folder and a FASTA file after `--`");
+        return Ok(());
+    };
+    let sequences = read(fasta)?;
+    let model = Model::open(&ModelPath::Folder(model.clone()))?;
+    let config = model.config().clone();
+    let options =
+        EngineOptions { layer: config.layers, pooling: Pooling::Mean, precision: Precision::Fp32, threads };
+    let mut engine = CpuEngine::load(&model, options)?;
+    let residues: usize = sequences.iter().map(Vec::len).sum();
+    let tokens = residues + 2 * sequences.len();
+    let flops: u64 =
+        sequences.iter().map(|s| (s.len() as u64 + 2) * config.flops_per_token(s.len() + 2)).sum();
+    println!(
+        "{}, {} layers of {}, fp32, {}: {} sequences, {tokens} tokens, best of {repeats}",
+        engine.description().name,
+        config.layers,
+        config.hidden,
+        fasta.display(),
+        sequences.len()
+    );
+    let plan: Vec<_> = budgets.iter().map(|&budget| (budget, pack(&sequences, budget))).collect();
+    let mut best = vec![f64::INFINITY; plan.len()];
+    // Budgets take turns, so that a busy spell of the machine does not hit one of them alone.
+    for _ in 0..repeats {
+        for ((_, batches), best) in plan.iter().zip(&mut best) {
+            let start = Instant::now();
+            for batch in batches {
+                std::hint::black_box(engine.run(batch, &Progress::default())?);
+            }
+            *best = best.min(start.elapsed().as_secs_f64());
+        }
+    }
+    for ((budget, batches), seconds) in plan.iter().zip(best) {
+        println!(
+            "budget {budget:6}  {:4} batches  {:9.0} residues/s  {:9.0} tokens/s  {:7.1} GFLOP/s",
+            batches.len(),
+            residues as f64 / seconds,
+            tokens as f64 / seconds,
+            flops as f64 / seconds / 1e9
+        );
+    }
+    Ok(())
+}
+
+/// The sequences of a plain FASTA file.
+fn read(path: &PathBuf) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error>> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.read_to_string(&mut text)?;
+    let records = text.split('>').filter(|record| !record.trim().is_empty());
+    Ok(records.map(|record| record.lines().skip(1).flat_map(str::bytes).collect()).collect())
+}
+
+/// Batches of at most `budget` tokens, or of one sequence, in input order.
+fn pack(sequences: &[Vec<u8>], budget: usize) -> Vec<Batch> {
+    let mut batches = vec![Batch::default()];
+    for (ordinal, residues) in (0..).zip(sequences) {
+        if let Some(last) = batches.last()
+            && !last.is_empty()
+            && last.token_count() + residues.len() + 2 > budget
+        {
+            batches.push(Batch::default());
+        }
+        if let Some(last) = batches.last_mut() {
+            last.push(ordinal, residues, residues.len() as u32);
+        }
+    }
+    batches
+}
