@@ -155,12 +155,11 @@ impl de::Error for DecodeError {
     }
 
     fn invalid_type(_: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        // serde speaks of Rust, where structs are tables and i64 is a whole number.
+        // serde speaks of Rust.
         let expected = expected.to_string();
         let expected = match expected.as_str() {
             "i64" => "a whole number".to_owned(),
             "a string" => "text in quotes".to_owned(),
-            name if name.starts_with("struct ") => "a table".to_owned(),
             _ => expected,
         };
         Self::new(Refusal::WrongType { expected })
@@ -258,9 +257,25 @@ impl<'de> de::Deserializer<'de> for Decoder<'_> {
         result.map_err(|error| self.located(error))
     }
 
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        // Derived visitors also take a list as the fields in their order, which no one would type on purpose.
+        match &self.node.value {
+            Value::Table(_) => self.deserialize_any(visitor),
+            _ => {
+                let expected = "a table".to_owned();
+                Err(self.located(DecodeError::new(Refusal::WrongType { expected })))
+            }
+        }
+    }
+
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct
-        newtype_struct seq tuple tuple_struct map struct identifier ignored_any
+        newtype_struct seq tuple tuple_struct map identifier ignored_any
     }
 }
 

@@ -3,6 +3,7 @@
 //! It looks for files and checks that they can be opened; it reads none. What is in them is the reader's.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -15,6 +16,15 @@ use crate::suggestion::nearest;
 
 const FASTA_ENDINGS: [&str; 5] = [".fa", ".fasta", ".faa", ".fas", ".fna"];
 const COMPRESSED_ENDINGS: [&str; 4] = ["", ".gz", ".bgz", ".zst"];
+
+impl fmt::Display for InputSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            InputSource::Stdin => f.write_str("-"),
+            InputSource::File(path) => path.display().fmt(f),
+        }
+    }
+}
 
 /// Finds what one item stands for, sorted by name. `folder`: what relative paths start from.
 pub(crate) fn find(item: &str, folder: &Path) -> Result<Vec<InputSource>, Objection> {
@@ -41,7 +51,7 @@ pub(crate) fn find(item: &str, folder: &Path) -> Result<Vec<InputSource>, Object
 /// Makes a typed path absolute and resolves its `.` and `..`.
 ///
 /// A `..` after a symbolic link leads to the parent of the link's target, as it does for the system.
-pub(crate) fn clean(folder: &Path, typed: &str) -> PathBuf {
+pub(crate) fn clean(folder: &Path, typed: impl AsRef<Path>) -> PathBuf {
     let mut path = PathBuf::new();
     for component in folder.join(typed).components() {
         match component {
@@ -110,7 +120,7 @@ fn matching(item: &str, folder: &Path) -> Result<Vec<InputSource>, Objection> {
     for path in paths {
         let path = path.map_err(|error| unusable(error.path(), error.error()))?;
         if !is_hidden_match(&path, item, folder) && !path.is_dir() {
-            files.insert(clean(folder, &path.to_string_lossy()));
+            files.insert(clean(folder, path));
         }
     }
     if files.is_empty() {

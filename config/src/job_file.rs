@@ -13,8 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::expansion::escape;
 use crate::job::{
-    Alphabet, Device, DeviceChoice, DuplicateIds, Float, Format, Gaps, InputSource, Job, Layer, LogFormat,
-    ModelSource, OnBadRecord, Pooling, Precision, ProgressDisplay, TooLong,
+    Alphabet, Device, DeviceChoice, DuplicateIds, Float, Format, Gaps, Job, Layer, LogFormat, OnBadRecord,
+    Pooling, Precision, ProgressDisplay, TooLong,
 };
 use crate::limits::{self, Limit};
 
@@ -392,15 +392,11 @@ fn threads_schema(_: &mut SchemaGenerator) -> Schema {
 impl From<&Job> for JobFile {
     /// Writes out what is true so that it can be typed: read again, it gives the same job.
     fn from(job: &Job) -> Self {
-        let path = |path: &std::path::Path| escape(&path.to_string_lossy());
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let count = |count: Option<std::num::NonZeroU32>| {
             count.map_or(Count::Auto, |n| Count::Number(n.get().into()))
         };
-        let fasta = job.input.fasta.iter().map(|source| match source {
-            InputSource::Stdin => "-".to_owned(),
-            InputSource::File(file) => path(file),
-        });
+        let fasta = job.input.fasta.iter().map(|source| escape(&source.to_string()));
         JobFile {
             input: InputTable {
                 fasta: OneOrMore::More(fasta.collect()),
@@ -413,13 +409,7 @@ impl From<&Job> for JobFile {
                 max_record_bytes: number(job.input.max_record_bytes),
             },
             model: ModelTable {
-                source: match &job.model.source {
-                    ModelSource::Demo => "demo".to_owned(),
-                    ModelSource::Folder(file)
-                    | ModelSource::Safetensors(file)
-                    | ModelSource::FairEsm(file) => path(file),
-                    ModelSource::Hub(name) => escape(name),
-                },
+                source: escape(&job.model.source.to_string()),
                 layer: match job.model.layer {
                     Layer::Last => LayerTyped::Last,
                     Layer::Index(index) => LayerTyped::Number(number(index as u64)),
@@ -432,7 +422,7 @@ impl From<&Job> for JobFile {
                 buffer_sequences: number(job.packing.buffer_sequences as u64),
             },
             output: OutputTable {
-                directory: path(&job.output.directory),
+                directory: escape(&job.output.directory.to_string_lossy()),
                 format: job.output.format,
                 segment_sequences: job.output.segment_sequences.into(),
                 float: job.output.float,

@@ -49,13 +49,13 @@ const DAY_MS: i64 = 86_400_000;
 pub(crate) const MAX_RESIDUES: Limit = Limit::new(0, 16_777_216);
 /// A header alone takes tens of bytes; 16 GiB is beyond any chromosome, let alone a protein.
 pub(crate) const MAX_RECORD_BYTES: Limit = Limit::new(64, 17_179_869_184);
-/// Three times the layers of the largest published model would fit; the model itself sets the real end.
+/// Far beyond any published model (48 layers); the model itself sets the real end.
 pub(crate) const LAYER: Limit = Limit::new(0, 1_000);
 /// Below 64 tokens nearly every protein stands alone; 16 Mi tokens exceed any device's memory.
 pub(crate) const TOKEN_BUDGET: Limit = Limit::new(64, 16_777_216);
 /// Sequences held in memory while packing; a million average proteins take half a gigabyte.
 pub(crate) const BUFFER_SEQUENCES: Limit = Limit::new(1, 1_000_000);
-/// Rows of one part file, whole in memory when written: 1 Mi rows of 2,560 numbers are 10 GiB.
+/// Rows of one part file, lost and computed again after a crash: 1 Mi rows of 2,560 numbers are 10 GiB.
 pub(crate) const SEGMENT_SEQUENCES: Limit = Limit::new(1, 1_048_576);
 /// The largest machines have fewer hardware threads.
 pub(crate) const THREADS: Limit = Limit::new(1, 4_096);

@@ -50,7 +50,15 @@ pub fn from_text(
     around: &Surroundings,
 ) -> Result<Job, ConfigError> {
     let name = path.display().to_string();
-    let file = clean(&around.current_folder, &path.to_string_lossy());
+    let file = clean(&around.current_folder, path);
+    if file.to_str().is_none() {
+        // A job is written out as text, which cannot hold every name the system allows.
+        return Err(ConfigError::Unreadable {
+            path: file,
+            help: Some("rename it, or the folder above it that is not".to_owned()),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "its name is not UTF-8"),
+        });
+    }
     let folder = file.parent().unwrap_or(&file).to_owned();
     let mut document = Document::parse(Source { name: name.clone(), text: Arc::from(text), folder })?;
     apply_environment(&mut document, around)?;
@@ -250,6 +258,62 @@ mod tests {
         let again = from_text(&job.to_toml().unwrap(), Path::new("job.toml"), &[], &around).unwrap();
         assert_eq!(again, job);
         assert_eq!(job.input.fasta, [InputSource::File(folder.path().join("${x}[1]*.fasta"))]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn job_files_whose_name_is_not_utf8_are_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(b"x\xff/job.toml"));
+        let error = from_text(SMALLEST, path, &[], &folder().1).unwrap_err();
+        assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
+    }
+
+    #[test]
+    fn damaged_jobs_are_reported_and_never_panic() {
+        let (_folder, around) = folder();
+        let text = uncommented(template());
+        let report = |text: &str, overrides: &[String]| {
+            if let Err(error) = from_text(text, Path::new("job.toml"), overrides, &around) {
+                // Drawing a report cuts the text at its spans: a span inside a letter would show here.
+                let report = format!("{:?}", miette::Report::new(error));
+                assert!(!report.is_empty());
+            }
+        };
+        let letters: Vec<(usize, char)> = text.char_indices().collect();
+        // Every 7th place of each kind keeps the test short and still meets every line.
+        for (index, (at, letter)) in letters.iter().enumerate().filter(|(index, _)| index % 7 == 0) {
+            report(&text[..*at], &[]);
+            let damage = ["", "é", "\"", "[", "${", "\0", "\u{feff}", "\r", "𝄞=", "#"][index / 7 % 10];
+            let damaged = format!("{}{damage}{}", &text[..*at], &text[at + letter.len_utf8()..]);
+            report(&damaged, &[]);
+        }
+        let deep = "[".repeat(100_000);
+        report(&format!("a = {deep}"), &[]);
+        for typed in [
+            "",
+            "=",
+            "é=é",
+            "input.fasta",
+            "input.fasta=\"é",
+            "input.fasta=${é",
+            "input.fasta=[\"é\", 1]",
+            ".=.",
+            "model.layer.x=1",
+            "model.layer=\n",
+            "model.layer=1\n2",
+            " = ",
+            "𝄞",
+            "devices.use=sim:é",
+            "devices.use=cuda:é",
+            "output.directory=\0",
+            "model.source=𝄞/𝄞",
+            "input.fasta=[é]*[",
+        ] {
+            report(SMALLEST, &[typed.to_owned()]);
+            report("é", &[typed.to_owned()]);
+        }
+        report(SMALLEST, &[format!("model.layer={deep}")]);
     }
 
     #[test]

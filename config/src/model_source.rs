@@ -2,6 +2,7 @@
 //!
 //! It looks whether files and folders exist and opens none of them.
 
+use std::fmt;
 use std::path::Path;
 
 use crate::inputs::clean;
@@ -12,6 +13,18 @@ use crate::suggestion::nearest;
 const KEY: &str = "model.source";
 const ALLOWED: &str = "allowed: \"demo\", a folder in Hugging Face layout, a .safetensors file, a fair-esm .pt file, \
                        or a hub name such as \"facebook/esm2_t33_650M_UR50D\"";
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModelSource::Demo => f.write_str("demo"),
+            ModelSource::Folder(path) | ModelSource::Safetensors(path) | ModelSource::FairEsm(path) => {
+                path.display().fmt(f)
+            }
+            ModelSource::Hub(name) => f.write_str(name),
+        }
+    }
+}
 
 /// Decides what the expanded text means. `typed`: before expansion; `folder`: what relative paths start from.
 pub(crate) fn parse(typed: &str, expanded: &str, folder: &Path) -> Result<ModelSource, Objection> {
