@@ -150,12 +150,7 @@ fn residues_of(raw: &RawRecord<'_>, gaps: Gaps, changes: &mut Changes) -> Result
 }
 
 /// Applies the length policy and counts what the vocabulary lacks.
-fn limit(
-    id: String,
-    mut residues: Vec<u8>,
-    mut changes: Changes,
-    policy: &Policy,
-) -> Result<Cleaned, Flaw> {
+fn limit(id: String, mut residues: Vec<u8>, mut changes: Changes, policy: &Policy) -> Result<Cleaned, Flaw> {
     let max = policy.residues_max;
     let residues_in_input = u32::try_from(residues.len()).unwrap_or(u32::MAX);
     let pooled_residues = u32::try_from(residues.len()).unwrap_or(u32::MAX).min(max);
@@ -250,10 +245,7 @@ mod tests {
     fn stops_and_gaps_follow_the_policy() {
         let none = Changes::default();
         assert_eq!(residues(b"MK*\n", &KEEP), ("MK".to_owned(), Changes { stops_removed: 1, ..none }));
-        assert_eq!(
-            residues(b"MK*\n**\n", &KEEP),
-            ("MK".to_owned(), Changes { stops_removed: 3, ..none })
-        );
+        assert_eq!(residues(b"MK*\n**\n", &KEEP), ("MK".to_owned(), Changes { stops_removed: 3, ..none }));
         assert_eq!(
             residues(b"M*K*\n", &KEEP),
             ("M*K".to_owned(), Changes { stops_removed: 1, unknown_letters: 1, ..none })
@@ -318,7 +310,10 @@ mod tests {
             ("a\\u{1}b".to_owned(), "the id holds a control character, U+0001".to_owned())
         );
         assert_eq!(reason("a\u{85}b".as_bytes(), b"MK").1, "the id holds a control character, U+0085");
-        assert_eq!(reason(b"a\xffb", b"MK"), ("a\u{fffd}b".to_owned(), "the id is not UTF-8 text".to_owned()));
+        assert_eq!(
+            reason(b"a\xffb", b"MK"),
+            ("a\u{fffd}b".to_owned(), "the id is not UTF-8 text".to_owned())
+        );
         assert_eq!(reason(b"a b\rc", b"MK").1, "a carriage return without line feed inside the header");
         let long = vec![b'i'; ID_BYTES_MAX + 1];
         let (id, reason) = reason(&long, b"MK");
@@ -356,10 +351,7 @@ mod tests {
         assert_eq!(cut.changes, Changes { truncated: true, ..Changes::default() });
         let whole = clean(&raw(b"x", b"MKVJ"), &policy(TooLong::PoolFirst)).unwrap();
         assert_eq!((whole.residues.as_slice(), whole.pooled_residues), (&b"MKVJ"[..], 3));
-        assert_eq!(
-            whole.changes,
-            Changes { pooled_first: true, unknown_letters: 1, ..Changes::default() }
-        );
+        assert_eq!(whole.changes, Changes { pooled_first: true, unknown_letters: 1, ..Changes::default() });
         for too_long in [TooLong::Stop, TooLong::Skip] {
             let flaw = clean(&raw(b"x", b"MKVJ"), &policy(too_long)).unwrap_err();
             assert_eq!(flaw, Flaw { id: "x".to_owned(), kind: FlawKind::TooLong { residues: 4 } });

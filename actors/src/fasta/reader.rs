@@ -384,7 +384,10 @@ mod tests {
             (b"\n\n; c\nMKV\r\n>a", "in.fasta:4: expected a header that starts with `>`, found `MKV`"),
             (b"\n  >a\nMK", "in.fasta:2: expected a header that starts with `>`, found ` >a`"),
             (b"\0\0\x01", "in.fasta:1: expected a header that starts with `>`, found `\\u{0}\\u{0}\\u{1}`"),
-            (b"@r1\nACGT\n+\nIIII\n", "in.fasta:1: the file starts with `@`: it is FASTQ (or SAM), not FASTA"),
+            (
+                b"@r1\nACGT\n+\nIIII\n",
+                "in.fasta:1: the file starts with `@`: it is FASTQ (or SAM), not FASTA",
+            ),
             (b"\n\n@r1\n", "in.fasta:3: the file starts with `@`: it is FASTQ (or SAM), not FASTA"),
             (b">a\rMKV\r>b\rMK\r", "input `in.fasta` ends its lines with carriage returns alone"),
             (b"\r\r>a\rMKV", "input `in.fasta` ends its lines with carriage returns alone"),

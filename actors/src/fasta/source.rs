@@ -62,8 +62,8 @@ impl Source {
     /// # Errors
     /// [`InputError::Open`]; [`InputError::UnsupportedCompression`] and the others of [`SourceReader::new`].
     pub(super) fn open(&self) -> Result<SourceReader, InputError> {
-        let file = File::open(&self.path)
-            .map_err(|source| InputError::Open { file: self.label.clone(), source })?;
+        let file =
+            File::open(&self.path).map_err(|source| InputError::Open { file: self.label.clone(), source })?;
         SourceReader::new(self.label.clone(), Box::new(file))
     }
 }
@@ -102,8 +102,8 @@ const MAGIC_BYTES: usize = 14;
 
 /// The empty block that ends every whole bgzip file (SAM specification, section 4.1.2).
 const BGZIP_END: [u8; 28] = [
-    0x1f, 0x8b, 0x08, 0x04, 0, 0, 0, 0, 0, 0xff, 0x06, 0, 0x42, 0x43, 0x02, 0, 0x1b, 0, 0x03, 0, 0, 0, 0, 0, 0,
-    0, 0, 0,
+    0x1f, 0x8b, 0x08, 0x04, 0, 0, 0, 0, 0, 0xff, 0x06, 0, 0x42, 0x43, 0x02, 0, 0x1b, 0, 0x03, 0, 0, 0, 0, 0,
+    0, 0, 0, 0,
 ];
 
 impl SourceReader {
@@ -193,7 +193,11 @@ impl SourceReader {
     fn check_end(&self) -> Result<(), InputError> {
         let raw = self.raw();
         if self.bgzip && raw.tail != BGZIP_END {
-            return Err(InputError::Truncated { file: self.label.clone(), format: "bgzip", bytes: raw.bytes });
+            return Err(InputError::Truncated {
+                file: self.label.clone(),
+                format: "bgzip",
+                bytes: raw.bytes,
+            });
         }
         Ok(())
     }

@@ -384,7 +384,10 @@ pub(super) mod tests {
         let cases: [(&[u8], &str); 5] = [
             (ODD, "1.fasta:3: bad record `empty`: no residues"),
             (b">a\nMK\n>\nMK", "1.fasta:3: bad record ``: no id: nothing follows `>`"),
-            (b">a\nMK\n>b c\n\nM K", "1.fasta:3: bad record `b`: a space at line 5, column 2 is not a residue letter"),
+            (
+                b">a\nMK\n>b c\n\nM K",
+                "1.fasta:3: bad record `b`: a space at line 5, column 2 is not a residue letter",
+            ),
             (b">a\nMK\n>b", "1.fasta:3: bad record `b`: no residues"),
             (
                 b"\xef\xbb\xbf\r\n>a\r\nMK\r\n>b\r\nM\x00\r\n",
@@ -595,8 +598,7 @@ pub(super) mod tests {
             let sources = files(folder.path(), &[&content]);
             let on_bad_record = if skip { OnBadRecord::Skip } else { OnBadRecord::Stop };
             let input = Input { on_bad_record, ..policy() };
-            let mut ordinal = 0;
-            for item in RecordStream::open(&input, &sources).unwrap() {
+            for (ordinal, item) in RecordStream::open(&input, &sources).unwrap().enumerate() {
                 let Ok(item) = item else { break };
                 let at = match item {
                     Item::Record(record) => {
@@ -608,8 +610,7 @@ pub(super) mod tests {
                         rejected.ordinal
                     }
                 };
-                prop_assert_eq!(at, ordinal);
-                ordinal += 1;
+                prop_assert_eq!(at, ordinal as u64);
             }
         }
     }

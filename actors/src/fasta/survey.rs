@@ -251,11 +251,8 @@ impl Lengths {
 
 fn bin_of(residues: u64) -> usize {
     let below = residues.saturating_sub(1);
-    let bin = if below < EVEN_MAX {
-        below / EVEN_WIDTH
-    } else {
-        EVEN_BINS + u64::from((below / EVEN_MAX).ilog2())
-    };
+    let bin =
+        if below < EVEN_MAX { below / EVEN_WIDTH } else { EVEN_BINS + u64::from((below / EVEN_MAX).ilog2()) };
     bin as usize
 }
 
@@ -301,8 +298,7 @@ mod tests {
             ..policy()
         };
         let long = [&b">long\n"[..], &b"M".repeat(70)].concat();
-        let survey =
-            run(&input, &[b">a\nMK\n>bad\n1\n>b\nMKV\n", &long, b">also\n", b">tie\nMKV*"]).unwrap();
+        let survey = run(&input, &[b">a\nMK\n>bad\n1\n>b\nMKV\n", &long, b">also\n", b">tie\nMKV*"]).unwrap();
         assert_eq!(survey.files.len(), 4);
         assert_eq!(survey.counts.records, 6);
         assert_eq!(survey.counts.rejected, 2);
