@@ -5,7 +5,7 @@
 //! `original_id` keeps the id. A name that is taken gets `__2`, `__3`, … and is mentioned: nothing is
 //! lost and nothing overwritten. The root attribute `model_name` names the model.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -59,7 +59,10 @@ pub(super) fn write(
             .shape(shape)
             .create(&names.take(row.id))
             .map_err(failed)?;
-        dataset.write_raw_bytes(&bytes).map_err(failed)?;
+        // An empty dataset, [0, width], has no room allocated to write into.
+        if !bytes.is_empty() {
+            dataset.write_raw_bytes(&bytes).map_err(failed)?;
+        }
         let attribute =
             dataset.new_attr::<VarLenUnicode>().shape(()).create("original_id").map_err(failed)?;
         attribute.write_string(row.id).map_err(failed)
@@ -86,7 +89,8 @@ pub(super) fn write(
 /// Names given to datasets so far.
 #[derive(Default)]
 struct Names {
-    taken: HashSet<String>,
+    /// Each name, with the number to try first when it is asked for again.
+    taken: HashMap<String, u64>,
     /// Names given a number because they were taken.
     renamed: u64,
     /// Id and name of the first of them.
@@ -101,17 +105,20 @@ impl Names {
             "" | "." => "_".to_owned(),
             id => id.replace('/', "_"),
         };
-        let mut name = plain.clone();
-        let mut number = 2u64;
-        while self.taken.contains(&name) {
-            name = format!("{plain}__{number}");
+        let Some(first) = self.taken.get(&plain) else {
+            self.taken.insert(plain.clone(), 2);
+            return plain;
+        };
+        let mut number = *first;
+        let mut name = format!("{plain}__{number}");
+        while self.taken.contains_key(&name) {
             number += 1;
+            name = format!("{plain}__{number}");
         }
-        self.taken.insert(name.clone());
-        if number > 2 {
-            self.renamed += 1;
-            self.first_renamed.get_or_insert_with(|| (id.to_owned(), name.clone()));
-        }
+        self.taken.insert(plain, number + 1);
+        self.taken.insert(name.clone(), 2);
+        self.renamed += 1;
+        self.first_renamed.get_or_insert_with(|| (id.to_owned(), name.clone()));
         name
     }
 }

@@ -15,7 +15,11 @@ use super::output::Output;
 const HEADER_ALIGNMENT: usize = 64;
 
 /// Writes the export and returns its files.
-pub(super) fn write(collection: &Collection, folder: &Path, force: bool) -> Result<Vec<PathBuf>, ExportError> {
+pub(super) fn write(
+    collection: &Collection,
+    folder: &Path,
+    force: bool,
+) -> Result<Vec<PathBuf>, ExportError> {
     collection.require_pooled("npy")?;
     let schema = collection.schema();
     let mut embeddings = Output::create(folder, "embeddings.npy", force)?;

@@ -29,8 +29,8 @@ impl Output {
         if !force && path.symlink_metadata().is_ok() {
             return Err(ExportError::Exists { path });
         }
-        let pending = PendingFile::create(&path)
-            .map_err(|source| ExportError::Write { path: path.clone(), source })?;
+        let pending =
+            PendingFile::create(&path).map_err(|source| ExportError::Write { path: path.clone(), source })?;
         Ok(Self { path, pending, buffer: Vec::new(), halves: Vec::new() })
     }
 

@@ -119,8 +119,7 @@ impl Layout {
         } else {
             let end = start + self.rows * self.vector_bytes();
             let shape = [self.rows, self.schema.hidden as u64];
-            let embeddings =
-                json!({ "dtype": self.dtype(), "shape": shape, "data_offsets": [start, end] });
+            let embeddings = json!({ "dtype": self.dtype(), "shape": shape, "data_offsets": [start, end] });
             text.push_str(&format!(",\"embeddings\":{embeddings}"));
         }
         text.push('}');

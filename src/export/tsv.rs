@@ -10,7 +10,11 @@ use super::collection::{Collection, check_line_id};
 use super::output::Output;
 
 /// Writes the export and returns its file.
-pub(super) fn write(collection: &Collection, folder: &Path, force: bool) -> Result<Vec<PathBuf>, ExportError> {
+pub(super) fn write(
+    collection: &Collection,
+    folder: &Path,
+    force: bool,
+) -> Result<Vec<PathBuf>, ExportError> {
     collection.require_pooled("tsv")?;
     let mut output = Output::create(folder, "embeddings.tsv", force)?;
     let mut line = "id\tindex\tlength".to_owned();
