@@ -4,7 +4,6 @@
 //! sequences beyond naming them: stopping and skipping are the stream's.
 
 use config::{Gaps, Input, TooLong};
-use kernels::alphabet;
 use memchr::memchr;
 
 use super::error::printable;
@@ -123,9 +122,13 @@ fn residues_of(raw: &RawRecord<'_>, gaps: Gaps, changes: &mut Changes) -> Result
         let line = rest[..line_end].trim_ascii_end();
         rest = rest.get(line_end + 1..).unwrap_or_default();
 
+        if only_capitals(line) {
+            residues.extend_from_slice(line);
+            continue;
+        }
         let line_start = residues.len();
         residues.extend(line.iter().map(|&byte| CANONICAL[usize::from(byte)]));
-        // The table's 0 marks what is no letter; one search per line keeps the loop above branch-free.
+        // The table's 0 marks what is no letter.
         if let Some(column) = memchr(0, &residues[line_start..]) {
             return Err(describe_byte(line[column], line_number, column + 1));
         }
@@ -167,9 +170,18 @@ fn limit(id: String, mut residues: Vec<u8>, mut changes: Changes, policy: &Polic
             }
         }
     }
-    changes.unknown_letters =
-        residues.iter().filter(|&&letter| alphabet::token(letter) == alphabet::UNK).count() as u64;
+    changes.unknown_letters = residues.iter().filter(|&&letter| is_unknown(letter)).count() as u64;
     Ok(Cleaned { id, residues, pooled_residues, residues_in_input, changes })
+}
+
+/// Whether a line needs no change: nearly all do not. Without an early exit the loop becomes vector code.
+fn only_capitals(line: &[u8]) -> bool {
+    line.iter().fold(true, |so_far, byte| so_far & byte.is_ascii_uppercase())
+}
+
+/// Whether a canonical letter has no token of its own (`<unk>`); comparisons, since a table defeats vector code.
+fn is_unknown(letter: u8) -> bool {
+    letter == b'J' || letter == b'*'
 }
 
 /// Byte to canonical residue letter; 0 for what is none.
@@ -202,6 +214,8 @@ fn describe_byte(byte: u8, line: u64, column: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kernels::alphabet;
+
     use super::*;
 
     const KEEP: Policy = Policy { gaps: Gaps::Keep, residues_max: u32::MAX, too_long: TooLong::Stop };
@@ -292,6 +306,14 @@ mod tests {
             let outcome = clean(&raw(b"x", &body), &KEEP);
             let accepted = byte.is_ascii_alphabetic() || matches!(byte, b'*' | b'-' | b'.' | b'\n');
             assert_eq!(outcome.is_ok(), accepted, "byte {byte:#x}");
+        }
+    }
+
+    #[test]
+    fn unknown_letters_are_those_without_a_token() {
+        for letter in CANONICAL.into_iter().filter(|&letter| letter != 0) {
+            let has_no_token = alphabet::token(letter) == alphabet::UNK;
+            assert_eq!(is_unknown(letter), has_no_token, "{}", letter as char);
         }
     }
 

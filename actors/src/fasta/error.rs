@@ -266,13 +266,10 @@ impl InputError {
             InputError::Spool { .. } | InputError::Scratch { .. } => {
                 "check that the folder exists, may be written to and has free space".to_owned()
             }
-            InputError::Truncated { format, .. } => {
-                format!("fetch or copy the file again; `{}` shows whether it is whole", tester(format))
-            }
             InputError::Corrupt { format, source, .. } if asks_for_too_much_memory(source) => {
                 format!("it was compressed with a very large window; compress it again with {format}'s defaults")
             }
-            InputError::Corrupt { format, .. } => format!(
+            InputError::Truncated { format, .. } | InputError::Corrupt { format, .. } => format!(
                 "fetch or copy the file again; `{}` shows whether it is whole and free of trailing bytes",
                 tester(format)
             ),

@@ -474,6 +474,26 @@ pub(super) mod tests {
         }
     }
 
+    #[test]
+    fn files_of_the_usual_compressors_are_read() {
+        // Digests as `sha256sum` prints them.
+        let cases: [(&[u8], &str); 2] = [
+            (
+                include_bytes!("../../tests/fasta/two_members.fasta.gz"),
+                "fd41a6bda88ac2ec1af71189f459077ccfaf8c35d57f50b80282fd815836f76b",
+            ),
+            (
+                include_bytes!("../../tests/fasta/two_frames.fasta.zst"),
+                "075f391e0fb84149bd8b35f73809db8f69467ab61bd112e24e4ffa4678fcb8cb",
+            ),
+        ];
+        for (stored, sha256) in cases {
+            let (items, stream) = read(&policy(), &[stored]);
+            assert_eq!(ids_and_residues(&items), [(0, "a", "MKVLAAGIVG"), (1, "b", "LAMK")]);
+            assert_eq!(stream.digests()[0].sha256, sha256);
+        }
+    }
+
     fn gzip(content: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
         encoder.write_all(content).unwrap();
