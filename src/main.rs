@@ -1,1 +1,50 @@
-fn main() {}
+//! `virnucpro-orch`: parses the command line, runs one command, turns its result into an exit code.
+//!
+//! Only this file prints errors. Standard output carries data; everything said to people goes to standard
+//! error.
+
+mod cli;
+mod completions;
+mod doctor;
+mod export;
+mod export_command;
+mod failure;
+mod identity;
+mod init;
+mod logging;
+mod plan;
+mod preparation;
+mod progress;
+mod result_folder;
+mod run;
+mod signals;
+mod summary;
+mod verify;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let result = match command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Plan(arguments) => plan::plan(&arguments),
+        Command::Init(arguments) => init::init(&arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
+        Command::Verify(arguments) => verify::verify(&arguments),
+        Command::Export(arguments) => export_command::export(&arguments),
+        Command::Completions(arguments) => completions::completions(&arguments),
+        Command::Worker => worker::worker(),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            failure.print();
+            failure.exit.into()
+        }
+    }
+}

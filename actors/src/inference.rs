@@ -344,7 +344,7 @@ async fn forward_logs(stderr: ChildStderr, device: String) {
     let mut lines = BufReader::new(stderr).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
         let line = String::from_utf8_lossy(&line);
-        let line = line.trim_end();
+        let line = line.trim();
         match line.split_once(' ') {
             Some(("ERROR", text)) => tracing::error!(device, "{text}"),
             Some(("WARN", text)) => tracing::warn!(device, "{text}"),

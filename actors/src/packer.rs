@@ -296,7 +296,6 @@ impl PackerState {
         for record in &failed {
             tracing::error!(id = record.id, index = record.index, reason, "sequence quarantined");
         }
-        self.telemetry.cast(TelemetryMessage::Quarantined(failed.len() as u64))?;
         self.writer()?.cast(WriterMessage::SetAside { segment, sequence, failed })?;
         self.seal_if_settled(segment)
     }

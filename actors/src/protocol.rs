@@ -89,7 +89,7 @@ pub enum WeightsChoice {
     /// The demonstration model inside the executable.
     Demo,
     /// A file or folder.
-    Path(std::path::PathBuf),
+    Path(kernels::ModelPath),
 }
 
 /// What a worker tells the orchestrator.

@@ -291,8 +291,10 @@ impl Actor for Supervisor {
         };
         match state.roles.remove(&actor) {
             Some(Role::Inference(worker)) => {
-                // After `WorkerGone` this generation is history and nothing happens.
-                state.lost(&myself, worker, Departure::Failed(error))?;
+                // Supervision events overtake messages: what the actor itself said last is in the mailbox
+                // already and comes first; after it this one finds a generation that is history.
+                let departure = Departure::Failed(error);
+                myself.cast(SupervisorMessage::WorkerGone { worker, departure })?;
             }
             Some(Role::Monitor(device)) => {
                 if !matches!(state.phase, Phase::Ended) {

@@ -130,8 +130,7 @@ pub(crate) struct BatchReport {
 pub(crate) enum TelemetryMessage {
     BatchCompleted(BatchReport),
     Queue { batches: usize, free_slots: usize },
-    SegmentCommitted { rows: u64, records: u64, failed: u64, residues: u64 },
-    Quarantined(u64),
+    SegmentCommitted { records: u64, failed: u64, residues: u64 },
     DiskFull(bool),
     Device { device: DeviceIndex, generation: Generation, state: DeviceState, error: Option<String> },
     Sampled { device: DeviceIndex, cpu_cores: Option<f64>, resident_bytes: Option<u64> },
@@ -201,13 +200,12 @@ impl Actor for Telemetry {
                 snapshot.batches_queued = batches;
                 snapshot.slots_free = free_slots;
             }
-            TelemetryMessage::SegmentCommitted { rows: _, records, failed, residues } => {
+            TelemetryMessage::SegmentCommitted { records, failed, residues } => {
                 snapshot.segments_committed += 1;
                 snapshot.records_committed += records;
                 snapshot.residues_committed += residues;
                 snapshot.failed += failed;
             }
-            TelemetryMessage::Quarantined(_) => {}
             TelemetryMessage::DiskFull(full) => snapshot.disk_full = full,
             TelemetryMessage::Device { device, generation, state: now, error } => {
                 let view = &mut snapshot.devices[device.0];

@@ -218,7 +218,7 @@ impl Actor for Writer {
             WriterMessage::Committed { segment, rows, records, failed, residues } => {
                 tracing::info!(%segment, rows, failed, "segment committed");
                 state.packer.cast(PackerMessage::SegmentCommitted(segment))?;
-                state.telemetry.cast(TelemetryMessage::SegmentCommitted { rows, records, failed, residues })?;
+                state.telemetry.cast(TelemetryMessage::SegmentCommitted { records, failed, residues })?;
             }
             WriterMessage::CommitFailed(error) => {
                 state.supervisor.cast(SupervisorMessage::WriteFailed(error))?;

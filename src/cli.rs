@@ -1,0 +1,145 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("VIRNUCPRO_COMMIT"), ", engines: cpu, sim)");
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    failed
+  2    usage or configuration
+  3    finished, with records rejected or quarantined (listed in failed.tsv)
+  4    incomplete (verify)
+  5    bad input
+  75   stopped, or all devices lost: the same command goes on
+  130  second interrupt";
+
+const EXAMPLES: &str = "\
+Examples:
+  virnucpro-orch init                     write a commented job.toml
+  virnucpro-orch plan job.toml            what would be done, without a model loaded
+  virnucpro-orch run job.toml             do it; the same command resumes
+  virnucpro-orch verify results           is the result whole?
+  virnucpro-orch export results --to npy  for other tools";
+
+/// Turns protein sequences into ESM-2 embeddings on any number of devices, exactly once, in input order.
+#[derive(Parser)]
+#[command(name = "virnucpro-orch", version = VERSION, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Compute the embeddings of a job; a job that was stopped or killed goes on where it was
+    #[command(after_help = EXIT_CODES)]
+    Run(RunArguments),
+    /// Show what a job would do: counts, lengths, batches, fill, memory
+    Plan(PlanArguments),
+    /// Write a commented job.toml to start from
+    Init(InitArguments),
+    /// Show devices, libraries and CPU features, and what is missing
+    Doctor(DoctorArguments),
+    /// Check a result folder against its manifest
+    Verify(VerifyArguments),
+    /// Convert a result for other tools
+    Export(ExportArguments),
+    /// Print a completion script for a shell
+    Completions(CompletionsArguments),
+    /// One device's process, started by `run`
+    #[command(hide = true)]
+    Worker,
+}
+
+/// Which job, and what to change in it.
+#[derive(Args)]
+pub(crate) struct JobArguments {
+    /// The job file
+    pub(crate) job: PathBuf,
+    /// Override a key of the job file, such as `model.layer=3`; may repeat
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct RunArguments {
+    #[command(flatten)]
+    pub(crate) job: JobArguments,
+    /// Delete an earlier result in the output folder and start again
+    #[arg(long)]
+    pub(crate) fresh: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct PlanArguments {
+    #[command(flatten)]
+    pub(crate) job: JobArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print the resolved job instead
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) print_job: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct InitArguments {
+    /// Folder that gets job.toml and job.schema.json
+    #[arg(default_value = ".")]
+    pub(crate) folder: PathBuf,
+    /// Write the demonstration: 300 proteins and a job that runs as it is
+    #[arg(long)]
+    pub(crate) demo: bool,
+    /// Overwrite existing files
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct DoctorArguments {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyArguments {
+    /// The result folder
+    pub(crate) folder: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct ExportArguments {
+    /// The result folder
+    pub(crate) folder: PathBuf,
+    /// Format to write
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: crate::export::ExportFormat,
+    /// Folder to write into [default: FOLDER/export]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) output: Option<PathBuf>,
+    /// Overwrite existing files
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct CompletionsArguments {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

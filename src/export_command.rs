@@ -1,0 +1,30 @@
+//! The command `export`: a complete result in another tool's format.
+
+use actors::manifest::{ResultFolder, RunStatus};
+
+use crate::cli::ExportArguments;
+use crate::failure::{Exit, Failure};
+use crate::progress::grouped;
+use crate::verify::read_manifest;
+
+pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
+    let folder = ResultFolder(arguments.folder.clone());
+    let manifest = read_manifest(&folder)?;
+    if manifest.status != RunStatus::Done {
+        let text = format!("`{}` is not complete", folder.0.display());
+        return Err(Failure::new(Exit::Incomplete, text).hint("finish it with `run` first"));
+    }
+    let parts: Vec<_> = manifest.segments.values().map(|entry| folder.0.join(&entry.part)).collect();
+    let output = arguments.output.clone().unwrap_or_else(|| folder.0.join("export"));
+    let summary =
+        crate::export::export(&parts, arguments.to, &output, arguments.force, &manifest.model.source)
+            .map_err(|error| Failure::because(Exit::Failed, &error))?;
+    eprintln!("exported {} records to {}", grouped(summary.records), arguments.to.name());
+    for note in &summary.notes {
+        eprintln!("note: {note}");
+    }
+    for file in &summary.files {
+        println!("{}", file.display());
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,199 @@
+//! From a job to what a run needs: model, devices, input survey. `plan` and `run` share it.
+
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use actors::DevicePlan;
+use actors::fasta::{InputError, Source, Survey, survey};
+use actors::packing::PackingPlan;
+use actors::protocol::{EngineChoice, WeightsChoice};
+use actors::segment::SegmentLimits;
+use config::{Device, DeviceChoice, InputSource, Job, Layer, ModelSource};
+use kernels::{EngineOptions, Model, ModelConfig, ModelPath, Pooling, Precision, SimProgram};
+
+use crate::failure::{Exit, Failure};
+
+/// Environment variable with the programme of simulated devices; see `kernels::SimProgram`.
+pub(crate) const SIM_PROGRAM_VARIABLE: &str = "VIRNUCPRO_SIM";
+
+/// Tokens per batch of simulated devices when the job leaves it open.
+const SIM_TOKEN_BUDGET: u32 = 16_384;
+
+/// What computes, resolved: which weights on which devices.
+pub(crate) struct Compute {
+    pub(crate) model: ModelFacts,
+    pub(crate) devices: Vec<DevicePlan>,
+    pub(crate) pooling: Pooling,
+    pub(crate) precision: Precision,
+    pub(crate) layer: usize,
+    pub(crate) packing: PackingPlan,
+    pub(crate) limits: SegmentLimits,
+}
+
+/// The model, without its weights.
+pub(crate) struct ModelFacts {
+    /// As given in the job.
+    pub(crate) source: String,
+    pub(crate) layers: usize,
+    pub(crate) hidden: usize,
+    /// `None` for simulated devices.
+    pub(crate) opened: Option<Model>,
+}
+
+impl ModelFacts {
+    /// Digest of the weights, `sim` for simulated devices.
+    ///
+    /// # Errors
+    /// If the weights cannot be read.
+    pub(crate) fn sha256(&self) -> Result<String, Failure> {
+        match &self.opened {
+            Some(model) => model.sha256().map_err(|error| Failure::because(Exit::Failed, &error)),
+            None => Ok("sim".to_owned()),
+        }
+    }
+
+    pub(crate) fn config(&self) -> Option<&ModelConfig> {
+        self.opened.as_ref().map(Model::config)
+    }
+}
+
+/// Resolves model and devices of a job; opens the weights' headers, not the weights.
+pub(crate) fn compute(job: &Job) -> Result<Compute, Failure> {
+    let devices = match &job.devices.choice {
+        DeviceChoice::Auto => vec![Device::Cpu],
+        DeviceChoice::Listed(devices) => devices.clone(),
+    };
+    if let Some(gpu) = devices.iter().find(|device| matches!(device, Device::Cuda(_))) {
+        let text = format!("device `{gpu}` cannot be used: the CUDA engine is not part of this version");
+        return Err(Failure::new(Exit::Usage, text).hint("set devices.use = \"cpu\""));
+    }
+    let simulated = devices.iter().filter(|device| matches!(device, Device::Sim(_))).count();
+    if simulated != 0 && simulated != devices.len() {
+        let text = "simulated and real devices cannot work on one job: their results differ";
+        return Err(Failure::new(Exit::Usage, text).hint("set devices.use to one kind"));
+    }
+    let threads = threads(job);
+    let pooling = match job.model.pooling {
+        config::Pooling::Mean => Pooling::Mean,
+        config::Pooling::Bos => Pooling::Bos,
+        config::Pooling::Max => Pooling::Max,
+        config::Pooling::None => Pooling::None,
+    };
+    let (model, weights, program) = if simulated == 0 {
+        let (opened, weights) = open_model(&job.model.source)?;
+        let (layers, hidden) = (opened.config().layers, opened.config().hidden);
+        let source = job.model.source.to_string();
+        (ModelFacts { source, layers, hidden, opened: Some(opened) }, Some(weights), String::new())
+    } else {
+        let program = std::env::var(SIM_PROGRAM_VARIABLE).unwrap_or_default();
+        let parsed = SimProgram::parse(&program).map_err(|error| {
+            Failure::because(Exit::Usage, &error).hint(format!("it comes from {SIM_PROGRAM_VARIABLE}"))
+        })?;
+        let model = ModelFacts { source: "sim".to_owned(), layers: 0, hidden: parsed.hidden(), opened: None };
+        (model, None, program)
+    };
+    let precision = match job.model.precision {
+        config::Precision::Auto | config::Precision::Fp32 => Precision::Fp32,
+        wanted @ (config::Precision::Bf16 | config::Precision::Fp16) if simulated == 0 => {
+            let name = if wanted == config::Precision::Bf16 { "bf16" } else { "fp16" };
+            let text = format!("precision `{name}` cannot be used: the CPU engine of this version computes in fp32");
+            return Err(Failure::new(Exit::Usage, text).hint("set model.precision = \"auto\" or \"fp32\""));
+        }
+        config::Precision::Bf16 => Precision::Bf16,
+        config::Precision::Fp16 => Precision::Fp16,
+    };
+    let layer = match job.model.layer {
+        Layer::Last => model.layers,
+        Layer::Index(layer) if layer <= model.layers || simulated != 0 => layer,
+        Layer::Index(layer) => {
+            let text = format!("model.layer = {layer}: `{}` has layers 0 to {}", model.source, model.layers);
+            return Err(Failure::new(Exit::Usage, text).hint("0 is the embedding, \"last\" the usual choice"));
+        }
+    };
+    let options = EngineOptions { layer, pooling, precision, threads };
+    let token_budget = job.packing.token_budget.map(NonZeroU32::get);
+    let token_budget = token_budget.unwrap_or_else(|| match model.config() {
+        Some(config) => kernels::cpu::token_budget_auto(config, threads),
+        None => SIM_TOKEN_BUDGET,
+    });
+    let devices = devices
+        .into_iter()
+        .map(|device| DevicePlan {
+            name: device.to_string(),
+            engine: match device {
+                Device::Sim(device) => EngineChoice::Sim { device, program: program.clone() },
+                Device::Cpu | Device::Cuda(_) => EngineChoice::Cpu {
+                    weights: weights.clone().expect("real devices have weights"),
+                },
+            },
+            options: options.clone(),
+        })
+        .collect();
+    let limits = SegmentLimits::new(job.output.segment_sequences, model.hidden, pooling);
+    let packing = PackingPlan { token_budget, window_sequences: job.packing.buffer_sequences };
+    Ok(Compute { model, devices, pooling, precision, layer, packing, limits })
+}
+
+/// CPU threads of the `cpu` device: as set, else all that this process may use.
+fn threads(job: &Job) -> usize {
+    match job.devices.threads {
+        Some(threads) => threads.get() as usize,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+fn open_model(source: &ModelSource) -> Result<(Model, WeightsChoice), Failure> {
+    let failed = |error: kernels::ModelError| {
+        Failure::because(Exit::Usage, &error).hint("model.source names the weights; see README, Real weights")
+    };
+    let path = match source {
+        ModelSource::Demo => {
+            let model = Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS).map_err(failed)?;
+            return Ok((model, WeightsChoice::Demo));
+        }
+        ModelSource::Folder(path) => ModelPath::Folder(path.clone()),
+        ModelSource::Safetensors(path) => ModelPath::Safetensors(path.clone()),
+        ModelSource::FairEsm(path) => ModelPath::FairEsm(path.clone()),
+        ModelSource::Hub(name) => kernels::model::hub::resolve(name).map_err(failed)?,
+    };
+    Ok((Model::open(&path).map_err(failed)?, WeightsChoice::Path(path)))
+}
+
+/// The inputs of a job as files; standard input is kept at `spool` first.
+///
+/// # Errors
+/// If standard input cannot be read or kept.
+pub(crate) fn sources(job: &Job, spool: &Path) -> Result<Vec<Source>, InputError> {
+    use std::io::IsTerminal;
+    let mut sources = Vec::new();
+    for source in &job.input.fasta {
+        sources.push(match source {
+            InputSource::File(path) => Source::file(path),
+            // Resumed from a terminal, where nothing is piped in: what was kept is the input.
+            InputSource::Stdin if std::io::stdin().is_terminal() && spool.is_file() => {
+                Source::spooled_stdin(spool)
+            }
+            InputSource::Stdin => actors::fasta::spool_stdin(&mut std::io::stdin().lock(), spool)?,
+        });
+    }
+    Ok(sources)
+}
+
+/// Reads the whole input once, with a bar on a terminal.
+///
+/// # Errors
+/// Everything that is wrong with the input.
+pub(crate) fn survey_input(
+    job: &Job,
+    sources: &[Source],
+    scratch: &Path,
+    bar: bool,
+) -> Result<Survey, InputError> {
+    let progress = crate::progress::survey_bar(bar);
+    let result = survey(&job.input, sources, scratch, &|read, total| {
+        progress.set_length(total);
+        progress.set_position(read);
+    });
+    progress.finish_and_clear();
+    result
+}

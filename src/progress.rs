@@ -1,0 +1,159 @@
+//! Progress for people: a bar on a terminal, otherwise a key=value line now and then.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actors::{DeviceState, Snapshot};
+use config::{LogFormat, ProgressDisplay};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::sync::watch;
+
+/// Time between two lines off a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two redraws of the bar.
+const BAR_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Whether a bar is shown.
+pub(crate) fn shows_bar(telemetry: &config::Telemetry) -> bool {
+    telemetry.progress == ProgressDisplay::Auto
+        && telemetry.log_format == LogFormat::Text
+        && std::io::stderr().is_terminal()
+}
+
+/// The bar of the survey; hidden unless `shown`.
+pub(crate) fn survey_bar(shown: bool) -> ProgressBar {
+    bar(shown, "reading  [{bar:32}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}")
+}
+
+fn bar(shown: bool, template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    let style = ProgressStyle::with_template(template).expect("the templates of this file are valid");
+    bar.set_style(style.progress_chars("=> "));
+    if shown { crate::logging::bars().add(bar) } else { bar }
+}
+
+/// Shows the run until its telemetry ends.
+pub(crate) async fn show(telemetry: config::Telemetry, snapshots: watch::Receiver<Arc<Snapshot>>) {
+    if shows_bar(&telemetry) {
+        show_bar(snapshots).await;
+    } else if telemetry.progress != ProgressDisplay::None {
+        show_lines(snapshots).await;
+    }
+}
+
+async fn show_bar(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let bar = bar(true, "{prefix:8} [{bar:32}] {percent:>3} %  {wide_msg}");
+    bar.set_prefix("loading");
+    loop {
+        let ended = snapshots.changed().await.is_err();
+        let snapshot = snapshots.borrow_and_update().clone();
+        bar.set_length(snapshot.residues_total);
+        bar.set_position((snapshot.residues_resumed + snapshot.residues_computed()).min(snapshot.residues_total));
+        bar.set_prefix(activity(&snapshot));
+        bar.set_message(format!(
+            "{} of {} records, {} tokens/s, fill {:.1} %{}{}",
+            grouped(snapshot.records_committed),
+            grouped(snapshot.records_total),
+            grouped(snapshot.tokens_per_s_now as u64),
+            100.0 * snapshot.fill.mean(),
+            remaining(&snapshot),
+            troubles(&snapshot),
+        ));
+        if ended {
+            break;
+        }
+        tokio::time::sleep(BAR_INTERVAL).await;
+    }
+    bar.finish_and_clear();
+}
+
+async fn show_lines(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let mut interval = tokio::time::interval(LINE_INTERVAL);
+    interval.tick().await;
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            ended = snapshots.changed() => match ended {
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+        }
+        let snapshot = snapshots.borrow_and_update().clone();
+        let ready = snapshot.devices.iter().filter(|device| device.state == DeviceState::Ready).count();
+        tracing::info!(
+            records = snapshot.records_committed,
+            of = snapshot.records_total,
+            computed = snapshot.sequences_computed,
+            tokens_per_s = snapshot.tokens_per_s_now as u64,
+            fill_percent = format_args!("{:.1}", 100.0 * snapshot.fill.mean()),
+            eta_s = snapshot.remaining_s().map_or(-1, |seconds| seconds as i64),
+            devices_ready = ready,
+            devices = snapshot.devices.len(),
+            restarts = snapshot.restarts,
+            failed = snapshot.failed,
+            disk_full = snapshot.disk_full,
+            "progress"
+        );
+    }
+}
+
+fn activity(snapshot: &Snapshot) -> &'static str {
+    if snapshot.disk_full {
+        "disk full"
+    } else if snapshot.sequences_computed == 0 {
+        "loading"
+    } else {
+        "running"
+    }
+}
+
+fn remaining(snapshot: &Snapshot) -> String {
+    snapshot.remaining_s().map_or(String::new(), |seconds| format!(", {} left", duration(seconds)))
+}
+
+fn troubles(snapshot: &Snapshot) -> String {
+    let mut text = String::new();
+    if snapshot.restarts > 0 {
+        text += &format!(", {} restarts", snapshot.restarts);
+    }
+    if snapshot.failed > 0 {
+        text += &format!(", {} failed", snapshot.failed);
+    }
+    text
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Seconds as `12 s`, `3 min 20 s` or `5 h 07 min`.
+pub(crate) fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 if seconds < 10.0 => format!("{seconds:.1} s"),
+        0..60 => format!("{whole} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        3600.. => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_times_read_well() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0.25, 59.4, 200.0, 18_420.0].map(duration), ["0.2 s", "59 s", "3 min 20 s", "5 h 07 min"]);
+    }
+}

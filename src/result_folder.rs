@@ -1,0 +1,155 @@
+//! Opening a result folder: locked against a second run, cleared or resumed.
+
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::path::Path;
+
+use actors::identity::SegmentId;
+use actors::manifest::{Manifest, ResultFolder};
+
+use crate::failure::{Exit, Failure};
+
+/// A result folder that no other run writes to while this value lives.
+pub(crate) struct LockedFolder {
+    pub(crate) folder: ResultFolder,
+    /// The lock is the open file's; the system releases it with the process.
+    _lock: File,
+}
+
+impl LockedFolder {
+    /// Creates the folder if need be and locks it.
+    ///
+    /// # Errors
+    /// If it cannot be written to, or another run holds it.
+    pub(crate) fn open(directory: &Path) -> Result<Self, Failure> {
+        let folder = ResultFolder(directory.to_owned());
+        for path in [folder.embeddings(), folder.state()] {
+            fs::create_dir_all(&path).map_err(|error| failed("create", &path, &error))?;
+        }
+        let path = folder.lock();
+        let mut lock = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| failed("open", &path, &error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let owner = fs::read_to_string(&path).unwrap_or_default();
+                let text = format!("another run is writing to `{}` ({})", directory.display(), owner.trim());
+                return Err(Failure::new(Exit::Usage, text)
+                    .hint("wait for it, stop it, or choose another output.directory"));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed("lock", &path, &error)),
+        }
+        let owner = format!("process {}\n", std::process::id());
+        lock.set_len(0)
+            .and_then(|()| lock.write_all(owner.as_bytes()))
+            .map_err(|error| failed("write", &path, &error))?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    /// Deletes an earlier result, and nothing that this program did not write.
+    ///
+    /// # Errors
+    /// If a file cannot be deleted.
+    pub(crate) fn clear(&self) -> Result<(), Failure> {
+        // The manifest first: without it nothing here counts as a result.
+        for path in [self.folder.manifest(), self.folder.failed(), self.folder.log()] {
+            remove(&path)?;
+        }
+        self.remove_parts_except(&[])?;
+        for path in list(&self.folder.state())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with("failed-") || name.starts_with(".failed-") {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes parts that the manifest does not name: what a killed run had not committed.
+    ///
+    /// # Errors
+    /// If a file cannot be deleted.
+    pub(crate) fn remove_uncommitted(&self, manifest: &Manifest) -> Result<(), Failure> {
+        let committed: Vec<String> =
+            manifest.segments.keys().map(|&id| ResultFolder::part_name(SegmentId(id))).collect();
+        self.remove_parts_except(&committed)
+    }
+
+    /// Whether the folder holds parts.
+    ///
+    /// # Errors
+    /// If it cannot be listed.
+    pub(crate) fn has_parts(&self) -> Result<bool, Failure> {
+        Ok(list(&self.folder.embeddings())?.iter().any(|path| is_part(path)))
+    }
+
+    fn remove_parts_except(&self, kept: &[String]) -> Result<(), Failure> {
+        for path in list(&self.folder.embeddings())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if is_part(&path) && !kept.contains(&format!("embeddings/{name}")) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether this is a part, whole or under its temporary name.
+fn is_part(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_prefix('.').unwrap_or(&name);
+    let name = name.strip_suffix(".tmp").unwrap_or(name);
+    name.strip_prefix("part-")
+        .and_then(|rest| rest.strip_suffix(".parquet"))
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn list(folder: &Path) -> Result<Vec<std::path::PathBuf>, Failure> {
+    let entries = fs::read_dir(folder).and_then(|entries| {
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>()
+    });
+    entries.map_err(|error| failed("list", folder, &error))
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed("delete", path, &error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn failed(operation: &str, path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("failed to {operation} `{}`: {error}", path.display()))
+        .hint("output.directory must be a folder that you may write to, on a disk with room")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_parts_count_as_parts() {
+        for name in ["part-00000.parquet", ".part-00012.parquet.tmp", "part-123456.parquet"] {
+            assert!(is_part(Path::new(name)), "{name}");
+        }
+        for name in ["part-.parquet", "part-1.parquet.bak", "mine.parquet", "part-a.parquet", "part-00000"] {
+            assert!(!is_part(Path::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_second_run_is_kept_out_until_the_first_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = LockedFolder::open(directory.path()).unwrap();
+        let refused = LockedFolder::open(directory.path()).err().unwrap();
+        assert_eq!(refused.exit, Exit::Usage);
+        assert!(refused.line().contains(&format!("process {}", std::process::id())), "{}", refused.line());
+        drop(first);
+        assert!(LockedFolder::open(directory.path()).is_ok());
+    }
+}

@@ -1,0 +1,369 @@
+//! The command `run`: prepares a job, starts or resumes it, and sees it to its end.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use actors::fasta::FileDigest;
+use actors::identity::SegmentId;
+use actors::manifest::{FORMAT, Manifest, ModelEntry, ResultFolder, RunStatus, SegmentEntry, Session, Totals};
+use actors::part::PartSchema;
+use actors::restart::RestartPolicy;
+use actors::{Outcome, Run, RunEnd, RunPlan, WorkerCommand};
+use config::Job;
+use kernels::Pooling;
+
+use crate::cli::RunArguments;
+use crate::failure::{Exit, Failure};
+use crate::preparation::{self, Compute};
+use crate::result_folder::LockedFolder;
+use crate::signals::Target;
+use crate::{identity, logging, progress, signals, summary};
+
+/// Runs a job to its end.
+pub(crate) fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
+    let job = config::load(&arguments.job.job, &arguments.job.overrides)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::because(Exit::Failed, &error))?;
+    let result = runtime.block_on(run_job(&job, arguments));
+    // A blocked thread, such as one that reads a pipe, must not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
+    let target = Target::default();
+    signals::listen(target.clone()).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    let compute = preparation::compute(job)?;
+    let locked = LockedFolder::open(&job.output.directory)?;
+    if arguments.fresh {
+        locked.clear()?;
+    }
+    let bar = progress::shows_bar(&job.telemetry);
+    logging::start(&job.telemetry, &locked.folder.log(), bar)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), job = %job.file.display(), "starting");
+    if job.model.source == config::ModelSource::Demo && compute.model.opened.is_some() {
+        tracing::warn!("the demo model shows that everything works; it is not fit for biology");
+    }
+
+    let folder = locked.folder.clone();
+    let (job_copy, compute, surveyed) = {
+        let job = job.clone();
+        tokio::task::spawn_blocking(move || {
+            let surveyed = survey(&job, &compute, &folder, bar);
+            (job, compute, surveyed)
+        })
+        .await
+        .map_err(|error| Failure::because(Exit::Failed, &error))?
+    };
+    let job = &job_copy;
+    let Surveyed { sources, survey, model_sha256 } = match surveyed {
+        Ok(surveyed) => surveyed,
+        Err(failure) => {
+            tracing::error!(error = failure.line(), "the input cannot be used");
+            return Err(failure);
+        }
+    };
+    let identity = identity::identity(job, &compute, &model_sha256, &survey.files);
+    let mut manifest = match Manifest::read(&locked.folder).map_err(|error| {
+        Failure::because(Exit::Failed, &error).hint("--fresh deletes the earlier result and starts again")
+    })? {
+        Some(manifest) => resume(&locked, manifest, &identity)?,
+        None => {
+            if locked.has_parts()? {
+                let text = format!("`{}` holds parts but no run.json", locked.folder.embeddings().display());
+                return Err(Failure::new(Exit::Usage, text)
+                    .hint("choose another output.directory, or delete the parts with --fresh"));
+            }
+            first_manifest(job, &compute, &model_sha256, identity, survey.files, survey.counts)
+        }
+    };
+    if manifest.status == RunStatus::Done && is_complete(&manifest) {
+        eprintln!("nothing to do: `{}` is complete", job.output.directory.display());
+        return Ok(finished(&manifest));
+    }
+    manifest.status = RunStatus::Running;
+    manifest.reason = None;
+    manifest.version = env!("CARGO_PKG_VERSION").to_owned();
+    manifest.job = serde_json::to_value(job).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    manifest.devices = compute.devices.iter().map(|device| device.name.clone()).collect();
+    manifest.token_budget = compute.packing.token_budget;
+    let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    manifest.sessions.push(Session { started_unix_s, elapsed_s: 0.0, tokens: 0, restarts: 0 });
+    manifest.write(&locked.folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    locked.remove_uncommitted(&manifest)?;
+
+    let run = Run::start(run_plan(job, &compute, &locked.folder, sources, manifest))
+        .await
+        .map_err(|error| Failure::because(Exit::Failed, &*error))?;
+    target.set(run.stopper());
+    let display = tokio::spawn(progress::show(job.telemetry.clone(), run.snapshots()));
+    let end = run.ended().await;
+    let _ = display.await;
+    conclude(arguments, &locked.folder, &compute, job, end)
+}
+
+/// What the input is.
+struct Surveyed {
+    sources: Vec<actors::fasta::Source>,
+    survey: actors::fasta::Survey,
+    model_sha256: String,
+}
+
+fn survey(job: &Job, compute: &Compute, folder: &ResultFolder, bar: bool) -> Result<Surveyed, Failure> {
+    let sources = preparation::sources(job, &folder.spooled_stdin())?;
+    let survey = preparation::survey_input(job, &sources, &folder.state().join("scratch"), bar)?;
+    tracing::info!(
+        files = survey.files.len(),
+        records = survey.counts.records,
+        residues = survey.counts.residues,
+        rejected = survey.counts.rejected,
+        "input read"
+    );
+    Ok(Surveyed { sources, survey, model_sha256: compute.model.sha256()? })
+}
+
+/// Takes over what an earlier session committed, after checking every part of it.
+fn resume(
+    locked: &LockedFolder,
+    mut manifest: Manifest,
+    identity: &BTreeMap<String, String>,
+) -> Result<Manifest, Failure> {
+    let differences = manifest.differences(identity);
+    if !differences.is_empty() {
+        let text = format!("`{}` holds the result of another job", locked.folder.0.display());
+        let mut failure = Failure::new(Exit::Usage, text);
+        for (key, there, here) in differences {
+            failure = failure.hint(format!("{key} was {there}, now {here}"));
+        }
+        return Err(failure
+            .hint("choose another output.directory, or delete the earlier result with --fresh"));
+    }
+    let segments: Vec<(u32, SegmentEntry)> =
+        manifest.segments.iter().map(|(&segment, entry)| (segment, entry.clone())).collect();
+    for (segment, entry) in segments {
+        let lists_failed = entry.failed == 0 || locked.folder.failed_of(SegmentId(segment)).is_file();
+        let problem = match entry.check(&locked.folder) {
+            Ok(()) if lists_failed => continue,
+            Ok(()) => "its list of failed records is gone".to_owned(),
+            Err(fault) => actors::error_chain(&fault),
+        };
+        tracing::warn!(segment, problem, "committed part is damaged and will be computed again");
+        manifest.revoke(SegmentId(segment));
+        manifest.status = RunStatus::Running;
+    }
+    if !manifest.segments.is_empty() {
+        let (segments, records) = (manifest.segments.len(), manifest.totals.records);
+        tracing::info!(segments, records, of = manifest.counts.records, "resuming");
+    }
+    Ok(manifest)
+}
+
+fn first_manifest(
+    job: &Job,
+    compute: &Compute,
+    model_sha256: &str,
+    identity: BTreeMap<String, String>,
+    input: Vec<FileDigest>,
+    counts: actors::fasta::InputCounts,
+) -> Manifest {
+    Manifest {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        status: RunStatus::Running,
+        reason: None,
+        identity,
+        job: serde_json::to_value(job).unwrap_or_default(),
+        input,
+        counts,
+        model: ModelEntry {
+            source: compute.model.source.clone(),
+            sha256: model_sha256.to_owned(),
+            layers: compute.model.layers,
+            hidden: compute.model.hidden,
+        },
+        devices: Vec::new(),
+        token_budget: compute.packing.token_budget,
+        sessions: Vec::new(),
+        totals: Totals::default(),
+        segments: BTreeMap::new(),
+    }
+}
+
+fn run_plan(
+    job: &Job,
+    compute: &Compute,
+    folder: &ResultFolder,
+    sources: Vec<actors::fasta::Source>,
+    manifest: Manifest,
+) -> RunPlan {
+    let restart = &job.restart;
+    RunPlan {
+        input: job.input.clone(),
+        sources,
+        segment_limits: compute.limits,
+        packing: compute.packing,
+        attempts_per_batch_max: restart.attempts_per_batch_max,
+        devices: compute.devices.clone(),
+        worker_command: worker_command(),
+        restart: RestartPolicy {
+            backoff_min: Duration::from_millis(restart.backoff_ms_min),
+            backoff_max: Duration::from_millis(restart.backoff_ms_max),
+            restarts_max: restart.restarts_per_device_max,
+        },
+        load_max: Duration::from_millis(restart.load_ms_max),
+        hang_max: Duration::from_millis(restart.hang_ms),
+        shutdown_grace: Duration::from_millis(restart.shutdown_grace_ms),
+        folder: folder.clone(),
+        schema: part_schema(job, compute),
+        part_metadata: part_metadata(compute, &manifest.model.sha256),
+        manifest,
+    }
+}
+
+fn part_schema(job: &Job, compute: &Compute) -> PartSchema {
+    let per_residue = compute.pooling == Pooling::None;
+    PartSchema { hidden: compute.model.hidden, float: job.output.float, per_residue }
+}
+
+/// What the footer of each part says; nothing that depends on the machine or the time.
+fn part_metadata(compute: &Compute, model_sha256: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("virnucpro.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("virnucpro.model_sha256".to_owned(), model_sha256.to_owned()),
+        ("virnucpro.layer".to_owned(), compute.layer.to_string()),
+        ("virnucpro.pooling".to_owned(), identity::pooling(compute.pooling).to_owned()),
+        ("virnucpro.precision".to_owned(), identity::precision(compute.precision).to_owned()),
+    ])
+}
+
+/// This executable again. `/proc/self/exe` is this very program even after its file was replaced.
+fn worker_command() -> WorkerCommand {
+    let itself = std::path::Path::new("/proc/self/exe");
+    let program = if itself.exists() {
+        OsString::from(itself)
+    } else {
+        std::env::current_exe().map_or_else(|_| OsString::from("virnucpro-orch"), OsString::from)
+    };
+    WorkerCommand { program, arguments: vec!["worker".into()] }
+}
+
+/// Writes the last state of the folder and says how it went.
+fn conclude(
+    arguments: &RunArguments,
+    folder: &ResultFolder,
+    compute: &Compute,
+    job: &Job,
+    end: RunEnd,
+) -> Result<Exit, Failure> {
+    let RunEnd { outcome, mut manifest, snapshot } = end;
+    if let Some(session) = manifest.sessions.last_mut() {
+        session.elapsed_s = snapshot.elapsed_s;
+        session.tokens = snapshot.tokens_computed;
+        session.restarts = snapshot.restarts;
+    }
+    let failure = match outcome {
+        Outcome::Finished => {
+            if manifest.segments.is_empty() {
+                write_empty_part(folder, compute, job, &mut manifest)?;
+            }
+            if is_complete(&manifest) {
+                manifest.status = RunStatus::Done;
+                None
+            } else {
+                manifest.status = RunStatus::Failed;
+                let text = format!(
+                    "{} records were read, {} are accounted for: this is a bug, please report it",
+                    manifest.counts.records, manifest.totals.records
+                );
+                Some(Failure::new(Exit::Failed, text))
+            }
+        }
+        Outcome::Stopped(reason) => {
+            manifest.status = RunStatus::Stopped;
+            Some(Failure::because(Exit::Resumable, &reason))
+        }
+        Outcome::InputFailed(error) => {
+            manifest.status = RunStatus::Failed;
+            Some(Failure::from(error))
+        }
+        Outcome::WriteFailed(error) => {
+            manifest.status = RunStatus::Failed;
+            Some(Failure::because(Exit::Failed, &error))
+        }
+    };
+    manifest.reason = failure.as_ref().map(Failure::line);
+    let written = actors::failed::assemble(folder, &manifest)
+        .map_err(|error| Failure::new(Exit::Failed, format!("failed to write `{}`: {error}", folder.failed().display())))
+        .and_then(|()| manifest.write(folder).map_err(|error| Failure::because(Exit::Failed, &error)));
+    match (failure, written) {
+        (None, Ok(())) => {
+            tracing::info!(rows = manifest.totals.rows, failed = manifest.totals.failed, "done");
+            summary::print(folder, &manifest, &snapshot);
+            Ok(finished(&manifest))
+        }
+        (None, Err(failure)) => Err(failure),
+        (Some(failure), _) => {
+            tracing::error!(error = failure.line(), "ended before the end");
+            let committed = progress::grouped(manifest.totals.records);
+            let records = progress::grouped(manifest.counts.records);
+            Err(failure.hint(format!(
+                "{committed} of {records} records are committed; to go on: {}",
+                same_command(arguments)
+            )))
+        }
+    }
+}
+
+fn write_empty_part(
+    folder: &ResultFolder,
+    compute: &Compute,
+    job: &Job,
+    manifest: &mut Manifest,
+) -> Result<(), Failure> {
+    let segment = SegmentId(0);
+    let part = ResultFolder::part_name(segment);
+    let (schema, metadata) = (part_schema(job, compute), part_metadata(compute, &manifest.model.sha256));
+    let summary = actors::part::write_part(&folder.0.join(&part), &schema, &metadata, [])
+        .map_err(|error| Failure::because(Exit::Failed, &error))?;
+    tracing::warn!("the input holds no records: the result is an empty table");
+    manifest.commit(segment, SegmentEntry {
+        first_index: 0,
+        records: 0,
+        rows: 0,
+        failed: 0,
+        residues: 0,
+        part,
+        bytes: summary.bytes,
+        sha256: summary.checksum.to_string(),
+    });
+    Ok(())
+}
+
+fn is_complete(manifest: &Manifest) -> bool {
+    let totals = &manifest.totals;
+    totals.records == manifest.counts.records && totals.rows + totals.failed == totals.records
+}
+
+fn finished(manifest: &Manifest) -> Exit {
+    if manifest.totals.failed > 0 { Exit::Rejected } else { Exit::Done }
+}
+
+fn same_command(arguments: &RunArguments) -> String {
+    let quoted = |text: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,+@%".contains(&byte);
+        if !text.is_empty() && text.bytes().all(plain) {
+            text.to_owned()
+        } else {
+            format!("'{}'", text.replace('\'', r"'\''"))
+        }
+    };
+    let mut command = format!("virnucpro-orch run {}", quoted(&arguments.job.job.to_string_lossy()));
+    for key_value in &arguments.job.overrides {
+        command += &format!(" --set {}", quoted(key_value));
+    }
+    command
+}

@@ -1,0 +1,60 @@
+//! Signals: the first stops in order, the second at once.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use actors::{StopReason, Stopper};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::failure::Exit;
+
+/// The run that signals stop; none while it is being prepared.
+#[derive(Clone, Default)]
+pub(crate) struct Target(Arc<Mutex<Option<Stopper>>>);
+
+impl Target {
+    /// From now on a signal stops this run.
+    pub(crate) fn set(&self, stopper: Stopper) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopper);
+    }
+
+    fn stop(&self, name: &'static str) {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(stopper) => stopper.stop(StopReason::Signal(name)),
+            None => {
+                // Nothing was begun: there is nothing to commit.
+                eprintln!("stopped by {name} before the first batch; the same command starts again");
+                std::process::exit(Exit::Resumable as i32);
+            }
+        }
+    }
+}
+
+/// Listens for SIGINT, SIGTERM, SIGHUP and SIGUSR1 (a cluster's warning before pre-emption).
+///
+/// # Errors
+/// If the system refuses a handler.
+pub(crate) fn listen(target: Target) -> std::io::Result<()> {
+    let mut signals = vec![
+        ("SIGINT", signal(SignalKind::interrupt())?),
+        ("SIGTERM", signal(SignalKind::terminate())?),
+        ("SIGHUP", signal(SignalKind::hangup())?),
+        ("SIGUSR1", signal(SignalKind::user_defined1())?),
+    ];
+    let (sender, mut received) = tokio::sync::mpsc::channel(4);
+    for (name, mut signal) in signals.drain(..) {
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() && sender.send(name).await.is_ok() {}
+        });
+    }
+    tokio::spawn(async move {
+        if let Some(name) = received.recv().await {
+            target.stop(name);
+        }
+        if let Some(name) = received.recv().await {
+            eprintln!("second signal ({name}): leaving at once; the same command resumes");
+            std::process::exit(Exit::Interrupted as i32);
+        }
+    });
+    Ok(())
+}

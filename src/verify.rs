@@ -1,0 +1,118 @@
+//! The command `verify`: is a result folder whole, and is it what its manifest says?
+
+use std::collections::BTreeSet;
+use std::io::Write;
+
+use actors::identity::SegmentId;
+use actors::manifest::{Manifest, ResultFolder, RunStatus, SegmentEntry};
+use actors::part::PartReader;
+
+use crate::cli::VerifyArguments;
+use crate::failure::{Exit, Failure};
+use crate::progress::grouped;
+
+/// Checks every part, row by row.
+pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
+    let folder = ResultFolder(arguments.folder.clone());
+    let manifest = read_manifest(&folder)?;
+    let mut problems = Vec::new();
+    match manifest.status {
+        RunStatus::Done => {}
+        status @ (RunStatus::Running | RunStatus::Stopped | RunStatus::Failed) => {
+            let why = manifest.reason.as_deref().map_or(String::new(), |reason| format!(": {reason}"));
+            problems.push(format!("the run is not done, its status is {status:?}{why}").to_lowercase());
+        }
+    }
+    let mut next = 0;
+    for (&segment, entry) in &manifest.segments {
+        if entry.first_index != next {
+            problems.push(format!("records {next} to {} are missing", entry.first_index.saturating_sub(1)));
+        }
+        next = entry.first_index + entry.records;
+        if let Err(fault) = entry.check(&folder) {
+            problems.push(actors::error_chain(&fault));
+        } else if let Err(problem) = check_rows(&folder, entry) {
+            problems.push(problem);
+        }
+        if entry.failed > 0 && !folder.failed_of(SegmentId(segment)).is_file() {
+            problems.push(format!("segment {segment:05}: its list of failed records is gone"));
+        }
+    }
+    if next != manifest.counts.records {
+        problems.push(format!("records {next} to {} are missing", manifest.counts.records.saturating_sub(1)));
+    }
+    problems.extend(check_failed_list(&folder, &manifest));
+    problems.extend(foreign_parts(&folder, &manifest));
+
+    let mut out = std::io::stdout().lock();
+    let told = problems.iter().try_for_each(|problem| writeln!(out, "problem: {problem}"));
+    let totals = &manifest.totals;
+    let verdict = if problems.is_empty() { "complete" } else { "incomplete" };
+    let told = told.and_then(|()| {
+        writeln!(
+            out,
+            "{verdict}: {} records, {} embeddings, {} failed, {} parts",
+            grouped(manifest.counts.records),
+            grouped(totals.rows),
+            grouped(totals.failed),
+            grouped(manifest.segments.len() as u64)
+        )
+    });
+    told.map_err(|error| Failure::because(Exit::Failed, &error))?;
+    if problems.is_empty() {
+        return Ok(Exit::Done);
+    }
+    eprintln!("hint: the `run` command that made it computes what is missing or damaged");
+    Ok(Exit::Incomplete)
+}
+
+/// The manifest of a result folder that must have one.
+pub(crate) fn read_manifest(folder: &ResultFolder) -> Result<Manifest, Failure> {
+    match Manifest::read(folder) {
+        Ok(Some(manifest)) => Ok(manifest),
+        Ok(None) => {
+            let text = format!("`{}` is not a result folder: it has no run.json", folder.0.display());
+            Err(Failure::new(Exit::Usage, text).hint("give the folder named output.directory in the job"))
+        }
+        Err(error) => Err(Failure::because(Exit::Failed, &error)),
+    }
+}
+
+/// Reads every row: indices ascend within the segment, values are finite.
+fn check_rows(folder: &ResultFolder, entry: &SegmentEntry) -> Result<(), String> {
+    let path = folder.0.join(&entry.part);
+    let mut reader = PartReader::open(&path).map_err(|error| actors::error_chain(&error))?;
+    let mut previous = None;
+    let range = entry.first_index..entry.first_index + entry.records;
+    while let Some(row) = reader.next_row().map_err(|error| actors::error_chain(&error))? {
+        if !range.contains(&row.index) || previous.is_some_and(|previous| previous >= row.index) {
+            return Err(format!("`{}`: index {} is out of order", entry.part, row.index));
+        }
+        if !row.embedding.iter().all(|value| value.is_finite()) {
+            return Err(format!("`{}`: the embedding of `{}` is not finite", entry.part, row.id));
+        }
+        previous = Some(row.index);
+    }
+    Ok(())
+}
+
+fn check_failed_list(folder: &ResultFolder, manifest: &Manifest) -> Option<String> {
+    let path = folder.failed();
+    let lines = match std::fs::read_to_string(&path) {
+        Ok(text) => text.lines().count().saturating_sub(1) as u64,
+        Err(error) => return Some(format!("`{}` cannot be read: {error}", path.display())),
+    };
+    (lines != manifest.totals.failed).then(|| {
+        format!("`{}` lists {lines} records, expected {}", path.display(), manifest.totals.failed)
+    })
+}
+
+fn foreign_parts(folder: &ResultFolder, manifest: &Manifest) -> Vec<String> {
+    let known: BTreeSet<&str> = manifest.segments.values().map(|entry| entry.part.as_str()).collect();
+    let Ok(entries) = std::fs::read_dir(folder.embeddings()) else { return Vec::new() };
+    let names = entries.flatten().map(|entry| format!("embeddings/{}", entry.file_name().to_string_lossy()));
+    names
+        .filter(|name| name.ends_with(".parquet") && !known.contains(name.as_str()))
+        .map(|name| format!("`{name}` is not part of this result"))
+        .collect()
+}

@@ -1,0 +1,173 @@
+//! The worker process of one device: loads an engine, runs batches, answers over the socket on its
+//! standard input.
+//!
+//! Three threads: this one reads the socket, one owns the engine, one writes the socket and the
+//! heartbeats. When the orchestrator's end closes, the process leaves at once, whatever the engine does.
+
+use std::io::BufReader;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use actors::protocol::{
+    Assignment, EngineChoice, FromWorker, HEARTBEAT_INTERVAL_MS, SLOTS, ToWorker, VERSION, WeightsChoice,
+    read_frame, write_frame,
+};
+use kernels::cpu::CpuEngine;
+use kernels::{Embeddings, Engine, EngineError, Model, Progress, SimEngine, SimProgram};
+
+use crate::failure::{Exit, Failure};
+
+/// Exit code after a panic of the engine, as of a panicking main thread.
+const PANICKED: i32 = 101;
+
+/// An answer on its way to the socket thread.
+enum Answer {
+    Message(FromWorker, Vec<f32>),
+    /// Leave with this status once everything before is written.
+    Leave(i32),
+}
+
+/// Runs the worker until the orchestrator closes the socket.
+pub(crate) fn worker() -> Result<Exit, Failure> {
+    crate::logging::start_in_worker();
+    let not_a_socket = |error: std::io::Error| {
+        Failure::new(Exit::Usage, format!("`worker` is started by `run`, not by hand: {error}"))
+    };
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(not_a_socket)?;
+    let socket = UnixStream::from(socket);
+    socket.peer_addr().map_err(not_a_socket)?;
+    let writing = socket.try_clone().map_err(not_a_socket)?;
+    let mut reading = BufReader::new(socket);
+
+    let assignment = match read_frame::<ToWorker>(&mut reading) {
+        Ok(Some((ToWorker::Load(assignment), _))) if assignment.version == VERSION => assignment,
+        Ok(Some((ToWorker::Load(_), _))) => {
+            let text = "the orchestrator speaks another version of the protocol";
+            return Err(Failure::new(Exit::Failed, text));
+        }
+        Ok(Some(_) | None) => return Ok(Exit::Done),
+        Err(error) => return Err(Failure::because(Exit::Failed, &error)),
+    };
+
+    // From here to the engine: batches the orchestrator lent, at most SLOTS. Closing it ends the engine thread.
+    let (batches, lent) = flume::bounded(SLOTS);
+    // From the engine to the socket: at most one answer per slot, and the last word.
+    let (answers, outgoing) = flume::bounded(SLOTS + 2);
+    let progress = Progress::default();
+    let engine_progress = progress.clone();
+    let engine_thread = spawn("engine", move || run_engine(assignment, &lent, &answers, &engine_progress))?;
+    let socket_thread = spawn("socket", move || write_answers(writing, &outgoing, &progress))?;
+
+    loop {
+        match read_frame::<ToWorker>(&mut reading) {
+            Ok(Some((ToWorker::Run { batch, sequences }, _))) => {
+                if batches.send((batch, sequences)).is_err() {
+                    break;
+                }
+            }
+            Ok(Some((ToWorker::Shutdown, _))) => break,
+            Ok(Some((ToWorker::Load(_), _))) => tracing::warn!("a second model was asked for and ignored"),
+            // The orchestrator is gone: nobody wants the rest, and an engine thread cannot be stopped.
+            Ok(None) | Err(_) => std::process::exit(Exit::Done as i32),
+        }
+    }
+    drop(batches);
+    let _ = engine_thread.join();
+    let _ = socket_thread.join();
+    Ok(Exit::Done)
+}
+
+fn spawn(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, Failure> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|error| Failure::because(Exit::Failed, &error))
+}
+
+fn run_engine(
+    assignment: Assignment,
+    lent: &flume::Receiver<(actors::identity::BatchId, kernels::Batch)>,
+    answers: &flume::Sender<Answer>,
+    progress: &Progress,
+) {
+    let say = |message, values| {
+        let _ = answers.send(Answer::Message(message, values));
+    };
+    let mut engine = match caught(|| load(&assignment)) {
+        Ok(engine) => engine,
+        Err(error) => {
+            say(FromWorker::LoadFailed(error), Vec::new());
+            let _ = answers.send(Answer::Leave(Exit::Failed as i32));
+            return;
+        }
+    };
+    say(FromWorker::Ready { version: VERSION, description: engine.description().clone() }, Vec::new());
+    while let Ok((batch, sequences)) = lent.recv() {
+        progress.tick();
+        let began = Instant::now();
+        match caught(|| engine.run(&sequences, progress)) {
+            Ok(Embeddings { values, .. }) => {
+                let compute_us = began.elapsed().as_micros() as u64;
+                say(FromWorker::Completed { batch, compute_us }, values);
+            }
+            Err(error) => {
+                let unusable = matches!(error, EngineError::Device(_));
+                say(FromWorker::Failed { batch, error }, Vec::new());
+                if unusable {
+                    let _ = answers.send(Answer::Leave(PANICKED));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Runs `work`; a panic makes the engine unusable.
+fn caught<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(EngineError::Device(format!("the engine panicked: {}", actors::panic_message(&*panic))))
+    })
+}
+
+fn load(assignment: &Assignment) -> Result<Box<dyn Engine>, EngineError> {
+    let options = assignment.options.clone();
+    match &assignment.engine {
+        EngineChoice::Cpu { weights } => {
+            let model = match weights {
+                WeightsChoice::Demo => {
+                    Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS)
+                }
+                WeightsChoice::Path(path) => Model::open(path),
+            };
+            let model = model.map_err(|error| EngineError::Model(actors::error_chain(&error)))?;
+            Ok(Box::new(CpuEngine::load(&model, options)?))
+        }
+        EngineChoice::Sim { device, program } => {
+            let program = SimProgram::parse(program).map_err(|error| EngineError::Model(error.to_string()))?;
+            let generation = assignment.worker.generation.0;
+            Ok(Box::new(SimEngine::load(program, *device, generation, options)?))
+        }
+    }
+}
+
+fn write_answers(mut socket: UnixStream, outgoing: &flume::Receiver<Answer>, progress: &Progress) {
+    loop {
+        let (message, values) = match outgoing.recv_timeout(Duration::from_millis(HEARTBEAT_INTERVAL_MS)) {
+            Ok(Answer::Message(message, values)) => (message, values),
+            Ok(Answer::Leave(status)) => std::process::exit(status),
+            Err(flume::RecvTimeoutError::Timeout) => {
+                (FromWorker::Heartbeat { ticks: progress.ticks() }, Vec::new())
+            }
+            Err(flume::RecvTimeoutError::Disconnected) => return,
+        };
+        if write_frame(&mut socket, &message, &values).is_err() {
+            // The orchestrator is gone; the reading thread notices as well and leaves.
+            return;
+        }
+    }
+}
