@@ -177,7 +177,8 @@ impl Ledger {
                 verdicts.extend(self.judge(batch, entry, &error));
             } else {
                 let attempts = entry.attempts;
-                self.requeue(batch, entry, Turn::Innocent);
+                let turn = if attempts == 0 { Turn::Innocent } else { Turn::Suspect };
+                self.requeue(batch, entry, turn);
                 verdicts.push(Verdict::Requeued { batch, attempts });
             }
         }

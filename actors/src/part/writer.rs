@@ -173,12 +173,21 @@ fn properties(
         .set_dictionary_enabled(false)
         .set_column_encoding(index, Encoding::DELTA_BINARY_PACKED)
         .set_column_encoding(length, Encoding::DELTA_BINARY_PACKED)
-        .set_column_encoding(floats.clone(), Encoding::BYTE_STREAM_SPLIT)
+        .set_column_encoding(floats.clone(), float_encoding(schema.float))
         // The least and greatest float of a page tell nobody anything; its offset is still indexed.
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_column_statistics_enabled(floats, EnabledStatistics::None)
         .set_sorting_columns(Some(vec![ascending_index]))
         .build())
+}
+
+/// Returns the encoding of the float column. f16 stays plain because DuckDB 2.0 splits the bytes of f32
+/// but not those of f16, and refuses the file.
+fn float_encoding(float: Float) -> Encoding {
+    match float {
+        Float::F32 => Encoding::BYTE_STREAM_SPLIT,
+        Float::F16 => Encoding::PLAIN,
+    }
 }
 
 /// Rows gathered for the encoder, about [`CHUNK_BYTES`] of embeddings.
@@ -325,7 +334,7 @@ mod tests {
     #[test]
     fn footer_names_the_encodings_asked_for() {
         let folder = tempfile::tempdir().unwrap();
-        for float in [Float::F32, Float::F16] {
+        for (float, encoding) in [(Float::F32, Encoding::BYTE_STREAM_SPLIT), (Float::F16, Encoding::PLAIN)] {
             for (per_residue, column) in
                 [(false, "embedding.list.element"), (true, "embedding.list.element.list.element")]
             {
@@ -345,7 +354,7 @@ mod tests {
                         [Encoding::DELTA_BINARY_PACKED],
                         [Encoding::PLAIN],
                         [Encoding::DELTA_BINARY_PACKED],
-                        [Encoding::BYTE_STREAM_SPLIT],
+                        [encoding],
                     ]
                 );
                 for column in columns {
