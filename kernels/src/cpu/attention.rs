@@ -29,13 +29,7 @@ pub(super) struct Rotary {
 
 impl Rotary {
     pub(super) fn new(head_width: usize) -> Self {
-        let frequencies = (0..head_width / 2)
-            .map(|pair| {
-                let exponent = (2 * pair) as f32 / head_width as f32;
-                1.0 / (10_000f64.powf(f64::from(exponent)) as f32)
-            })
-            .collect();
-        Self { frequencies, ..Self::default() }
+        Self { frequencies: rotary_frequencies(head_width), ..Self::default() }
     }
 
     /// Makes angles of `positions` positions available.
@@ -63,6 +57,16 @@ impl Rotary {
             put(pair + pairs, b * cosines[pair] + a * sines[pair]);
         }
     }
+}
+
+/// `10000 ^ (-2 i / head_width)` for each pair i, with the roundings of the reference's f32 code.
+pub(super) fn rotary_frequencies(head_width: usize) -> Vec<f32> {
+    (0..head_width / 2)
+        .map(|pair| {
+            let exponent = (2 * pair) as f32 / head_width as f32;
+            1.0 / (10_000f64.powf(f64::from(exponent)) as f32)
+        })
+        .collect()
 }
 
 /// Scratch memory of one thread, used again for every head.

@@ -90,7 +90,6 @@ pub fn features() -> Vec<&'static str> {
             ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
             ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
             ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
-            ("amx-bf16", false),
         ] {
             if present {
                 found.push(name);
@@ -101,6 +100,11 @@ pub fn features() -> Vec<&'static str> {
     return vec!["neon"];
     #[cfg(not(target_arch = "aarch64"))]
     found
+}
+
+/// The rotary frequencies of a head `head_width` wide, rounded to f32 as in published files.
+pub fn rotary_frequencies(head_width: usize) -> Vec<f32> {
+    attention::rotary_frequencies(head_width)
 }
 
 /// Bytes of activations that one token of a batch takes.
