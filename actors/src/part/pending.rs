@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// Returns the name under which `destination` is written before it is complete: `.NAME.tmp` beside it.
 ///
-/// The dot matters: what a killed process leaves behind in a folder of parts is then ignored by readers
-/// that open the whole folder (pyarrow, polars).
+/// The dot matters: pyarrow and pandas, given a whole folder of parts, skip what a killed process left
+/// behind under such a name, and so does `*.parquet`.
 pub fn temporary_path(destination: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(destination.file_name().unwrap_or_default());

@@ -113,12 +113,12 @@ fn f16_rounds_to_nearest_ties_to_even() {
 
 /// A part of several row groups and many decoded batches.
 fn large_part(path: &Path, per_residue: bool) -> Vec<Record> {
-    let schema = PartSchema { hidden: 160, float: Float::F32, per_residue };
-    let count = if per_residue { 600 } else { 10_000 };
+    let schema = PartSchema { hidden: 24, float: Float::F32, per_residue };
+    let count = if per_residue { 2_000 } else { 10_000 };
     let records: Vec<Record> = (0..count)
         .map(|n: u64| {
             let vectors = if per_residue { n as usize % 97 } else { 1 };
-            let embedding = (0..vectors * 160).map(|at| (at as f32 + n as f32 * 0.1).cos()).collect();
+            let embedding = (0..vectors * 24).map(|at| (at as f32 + n as f32 * 0.1).cos()).collect();
             Record { index: 3 * n, id: format!("sp|P{n:05}|X"), length: vectors as u32, embedding }
         })
         .collect();

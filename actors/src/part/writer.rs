@@ -81,7 +81,7 @@ pub fn write_part<'a>(
 ) -> Result<PartSummary, PartError> {
     let pending = PendingFile::create(path).map_err(|source| PartError::writing(path, source))?;
     let mut sink = HashingWriter::new(pending.file());
-    let rows = encode(path, schema, metadata, rows, &mut sink)?;
+    let rows = encode(path, schema, metadata, rows, ROW_GROUP_BYTES_MAX, &mut sink)?;
     let (bytes, checksum) = sink.finish();
     pending.commit().map_err(|source| PartError::writing(path, source))?;
     Ok(PartSummary { rows, bytes, checksum })
@@ -93,6 +93,7 @@ fn encode<'a, W: Write + Send>(
     schema: &PartSchema,
     metadata: &BTreeMap<String, String>,
     rows: impl IntoIterator<Item = PartRow<'a>>,
+    group_bytes_max: usize,
     sink: &mut W,
 ) -> Result<u64, PartError> {
     if !(1..=HIDDEN_MAX).contains(&schema.hidden) {
@@ -114,7 +115,7 @@ fn encode<'a, W: Write + Send>(
     for row in rows {
         let bytes = check_row(schema, &row, previous)?;
         previous = Some(row.index);
-        if group_rows == ROW_GROUP_ROWS_MAX || (group_rows > 0 && group_bytes + bytes > ROW_GROUP_BYTES_MAX) {
+        if group_rows == ROW_GROUP_ROWS_MAX || (group_rows > 0 && group_bytes + bytes > group_bytes_max) {
             chunk.write_to(&mut writer, &arrow_schema).map_err(failed)?;
             writer.flush().map_err(failed)?;
             (group_rows, group_bytes) = (0, 0);
@@ -381,15 +382,22 @@ mod tests {
     #[test]
     fn row_groups_are_capped_by_bytes() {
         let folder = tempfile::tempdir().unwrap();
-        // Three rows of 24 MiB: two fit into 64 MiB. Then rows that exceed the cap alone stand alone.
+        let path = folder.path().join("p.parquet");
+        let values = [0.25; 30];
+        // Of one vector of 3 × 4 bytes: two rows fit into 24 bytes, the third starts a group, and the
+        // fourth, larger than any group, stands alone.
+        let rows = [1, 1, 1, 10, 1].into_iter().enumerate().map(|(at, vectors)| PartRow {
+            index: at as u64,
+            id: "P1",
+            length: 1,
+            embedding: &values[..3 * vectors],
+        });
+        let mut file = std::fs::File::create(&path).unwrap();
+        encode(&path, &schema(3, Float::F32, true), &BTreeMap::new(), rows, 24, &mut file).unwrap();
         let footer =
-            write_rows(&folder.path().join("p.parquet"), &schema(1 << 10, Float::F32, true), 3, 6 << 10);
+            ParquetMetaDataReader::new().parse_and_finish(&std::fs::File::open(&path).unwrap()).unwrap();
         let rows: Vec<i64> = footer.row_groups().iter().map(|group| group.num_rows()).collect();
-        assert_eq!(rows, [2, 1]);
-        let footer =
-            write_rows(&folder.path().join("p.parquet"), &schema(1 << 10, Float::F32, true), 2, 17 << 10);
-        let rows: Vec<i64> = footer.row_groups().iter().map(|group| group.num_rows()).collect();
-        assert_eq!(rows, [1, 1]);
+        assert_eq!(rows, [2, 1, 1, 1]);
     }
 
     /// A disk that takes `room` bytes and then fails with `kind`.
@@ -421,7 +429,7 @@ mod tests {
             let rows = (0..64).map(|index| PartRow { index, id: "P1", length: 9, embedding: &embedding });
             let mut disk = SmallDisk { room, kind };
             let schema = schema(1024, Float::F32, false);
-            encode(path, &schema, &BTreeMap::new(), rows, &mut disk).map(|_| disk.room)
+            encode(path, &schema, &BTreeMap::new(), rows, ROW_GROUP_BYTES_MAX, &mut disk).map(|_| disk.room)
         };
         let ample = 1 << 20;
         let bytes = ample - onto(ample, io::ErrorKind::Other).unwrap();
@@ -495,7 +503,7 @@ mod tests {
     fn the_same_rows_give_the_same_bytes() {
         let folder = tempfile::tempdir().unwrap();
         for (float, vectors) in [(Float::F32, 1), (Float::F16, 1), (Float::F32, 5)] {
-            let schema = schema(64, float, vectors > 1);
+            let schema = schema(8, float, vectors > 1);
             let paths = ["a", "b"].map(|name| folder.path().join(name));
             for path in &paths {
                 write_rows(path, &schema, 9_000, vectors);
