@@ -29,9 +29,9 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<Exit, Failure> {
     let report = examine(probe());
     if arguments.json {
         let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::because(Exit::Failed, &error))?;
-        println!("{text}");
+        crate::stdout::print(&format!("{text}\n"))?;
     } else {
-        print(&report);
+        crate::stdout::print(&describe(&report))?;
     }
     Ok(if report.demo_model.is_ok() { Exit::Done } else { Exit::Failed })
 }
@@ -69,8 +69,9 @@ fn nvidia_driver() -> Option<String> {
     text.lines().next().map(str::to_owned)
 }
 
-fn print(report: &Report) {
-    let line = |name: &str, text: String| println!("{name:<10} {text}");
+fn describe(report: &Report) -> String {
+    let mut lines = String::new();
+    let mut line = |name: &str, text: String| lines += &format!("{name:<10} {text}\n");
     let unknown = || "unknown".to_owned();
     let gibibytes = |bytes: Option<u64>| bytes.map_or_else(unknown, |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
     line("version", format!("{} (commit {})", report.version, report.commit));
@@ -97,4 +98,5 @@ fn print(report: &Report) {
     for model in &report.hub_cache {
         line("weights", model.clone());
     }
+    lines
 }

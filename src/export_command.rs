@@ -24,7 +24,7 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
         eprintln!("note: {note}");
     }
     for file in &summary.files {
-        println!("{}", file.display());
+        crate::stdout::print(&format!("{}\n", file.display()))?;
     }
     Ok(Exit::Done)
 }

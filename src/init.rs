@@ -32,10 +32,7 @@ fn write(path: &Path, text: &str, force: bool) -> Result<(), Failure> {
     options.write(true);
     if force { options.create(true).truncate(true) } else { options.create_new(true) };
     match options.open(path).and_then(|mut file| file.write_all(text.as_bytes())) {
-        Ok(()) => {
-            println!("{}", path.display());
-            Ok(())
-        }
+        Ok(()) => crate::stdout::print(&format!("{}\n", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             let text = format!("`{}` exists", path.display());
             Err(Failure::new(Exit::Usage, text).hint("--force overwrites it"))

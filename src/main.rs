@@ -18,6 +18,7 @@ mod progress;
 mod result_folder;
 mod run;
 mod signals;
+mod stdout;
 mod summary;
 mod verify;
 mod worker;
@@ -29,6 +30,7 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    signals::survive_file_size_limits();
     let command = Cli::parse().command;
     let result = match command {
         Command::Run(arguments) => run::run(&arguments),

@@ -52,7 +52,7 @@ pub(crate) fn plan(arguments: &PlanArguments) -> Result<Exit, Failure> {
     let job = config::load(&arguments.job.job, &arguments.job.overrides)?;
     if arguments.print_job {
         let text = job.to_toml().map_err(|error| Failure::because(Exit::Failed, &error))?;
-        print!("{text}");
+        crate::stdout::print(&text)?;
         return Ok(Exit::Done);
     }
     let compute = preparation::compute(&job)?;
@@ -60,9 +60,9 @@ pub(crate) fn plan(arguments: &PlanArguments) -> Result<Exit, Failure> {
     let plan = make(&job, compute, &scratch.0)?;
     if arguments.json {
         let text = serde_json::to_string_pretty(&plan).map_err(|error| Failure::because(Exit::Failed, &error))?;
-        println!("{text}");
+        crate::stdout::print(&format!("{text}\n"))?;
     } else {
-        print(&plan);
+        crate::stdout::print(&describe(&plan))?;
     }
     Ok(Exit::Done)
 }
@@ -148,8 +148,9 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
     })
 }
 
-fn print(plan: &Plan) {
-    let line = |name: &str, text: String| println!("{name:<12} {text}");
+fn describe(plan: &Plan) -> String {
+    let mut lines = String::new();
+    let mut line = |name: &str, text: String| lines += &format!("{name:<12} {text}\n");
     let Survey { files, counts, longest, lengths, first_rejected, .. } = &plan.survey;
     for file in files {
         line("input", format!("{} ({} bytes)", file.path, grouped(file.bytes)));
@@ -170,11 +171,12 @@ fn print(plan: &Plan) {
     if let Some(longest) = longest {
         line("longest", format!("{} residues (`{}`)", grouped(longest.residues), longest.id));
     }
-    println!("lengths");
+    line("lengths", String::new());
     let most = lengths.bins.iter().map(|bin| bin.sequences).max().unwrap_or(1).max(1);
     for bin in &lengths.bins {
         let bar = "#".repeat((bin.sequences * 40).div_ceil(most) as usize);
-        println!("  {:>6}-{:<6} {:>10}  {bar}", bin.residues_min, bin.residues_max, grouped(bin.sequences));
+        let range = format!("{:>6}-{:<6}", bin.residues_min, bin.residues_max);
+        line(&range, format!("{:>10}  {bar}", grouped(bin.sequences)));
     }
     let model = &plan.model;
     let parameters = model.parameters.map_or(String::new(), |p| format!(", {} parameters", grouped(p)));
@@ -205,4 +207,5 @@ fn print(plan: &Plan) {
     );
     let parts = grouped(plan.segments.max(1));
     line("output", format!("{parts} parts, {} MiB of numbers before compression", mebibytes(plan.output_bytes)));
+    lines
 }

@@ -82,6 +82,9 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         }
     };
     if manifest.status == RunStatus::Done && is_complete(&manifest) {
+        // `verify` sends here: what can be put right without computing is.
+        locked.remove_uncommitted(&manifest)?;
+        assemble_failed(&locked.folder, &manifest)?;
         eprintln!("nothing to do: `{}` is complete", job.output.directory.display());
         return Ok(finished(&manifest));
     }
@@ -296,8 +299,7 @@ fn conclude(
         }
     };
     manifest.reason = failure.as_ref().map(Failure::line);
-    let written = actors::failed::assemble(folder, &manifest)
-        .map_err(|error| Failure::new(Exit::Failed, format!("failed to write `{}`: {error}", folder.failed().display())))
+    let written = assemble_failed(folder, &manifest)
         .and_then(|()| manifest.write(folder).map_err(|error| Failure::because(Exit::Failed, &error)));
     match (failure, written) {
         (None, Ok(())) => {
@@ -316,6 +318,12 @@ fn conclude(
             )))
         }
     }
+}
+
+fn assemble_failed(folder: &ResultFolder, manifest: &Manifest) -> Result<(), Failure> {
+    actors::failed::assemble(folder, manifest).map_err(|error| {
+        Failure::new(Exit::Failed, format!("failed to write `{}`: {error}", folder.failed().display()))
+    })
 }
 
 fn write_empty_part(

@@ -1,11 +1,19 @@
 //! Signals: the first stops in order, the second at once.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use actors::{StopReason, Stopper};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Exit;
+
+/// Lets a write beyond a limit on file sizes (`ulimit -f`, quotas of clusters) fail like one on a full disk;
+/// by default the signal ends the process.
+pub(crate) fn survive_file_size_limits() {
+    // Without the handler such a limit is fatal, as it was before: no reason not to start.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)));
+}
 
 /// The run that signals stop; none while it is being prepared.
 #[derive(Clone, Default)]

@@ -1,7 +1,6 @@
 //! The command `verify`: is a result folder whole, and is it what its manifest says?
 
 use std::collections::BTreeSet;
-use std::io::Write;
 
 use actors::identity::SegmentId;
 use actors::manifest::{Manifest, ResultFolder, RunStatus, SegmentEntry};
@@ -44,21 +43,17 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
     problems.extend(check_failed_list(&folder, &manifest));
     problems.extend(foreign_parts(&folder, &manifest));
 
-    let mut out = std::io::stdout().lock();
-    let told = problems.iter().try_for_each(|problem| writeln!(out, "problem: {problem}"));
     let totals = &manifest.totals;
     let verdict = if problems.is_empty() { "complete" } else { "incomplete" };
-    let told = told.and_then(|()| {
-        writeln!(
-            out,
-            "{verdict}: {} records, {} embeddings, {} failed, {} parts",
-            grouped(manifest.counts.records),
-            grouped(totals.rows),
-            grouped(totals.failed),
-            grouped(manifest.segments.len() as u64)
-        )
-    });
-    told.map_err(|error| Failure::because(Exit::Failed, &error))?;
+    let mut text: String = problems.iter().map(|problem| format!("problem: {problem}\n")).collect();
+    text += &format!(
+        "{verdict}: {} records, {} embeddings, {} failed, {} parts\n",
+        grouped(manifest.counts.records),
+        grouped(totals.rows),
+        grouped(totals.failed),
+        grouped(manifest.segments.len() as u64)
+    );
+    crate::stdout::print(&text)?;
     if problems.is_empty() {
         return Ok(Exit::Done);
     }

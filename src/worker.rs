@@ -8,6 +8,8 @@ use std::io::BufReader;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use actors::protocol::{
@@ -32,6 +34,7 @@ enum Answer {
 /// Runs the worker until the orchestrator closes the socket.
 pub(crate) fn worker() -> Result<Exit, Failure> {
     crate::logging::start_in_worker();
+    leave_signals_to_the_orchestrator().map_err(|error| Failure::because(Exit::Failed, &error))?;
     let not_a_socket = |error: std::io::Error| {
         Failure::new(Exit::Usage, format!("`worker` is started by `run`, not by hand: {error}"))
     };
@@ -77,6 +80,17 @@ pub(crate) fn worker() -> Result<Exit, Failure> {
     let _ = engine_thread.join();
     let _ = socket_thread.join();
     Ok(Exit::Done)
+}
+
+/// Clusters signal every process of a job; only the orchestrator decides what a signal means. A worker
+/// leaves when its socket closes.
+fn leave_signals_to_the_orchestrator() -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+    let seen = Arc::new(AtomicBool::new(false));
+    for signal in [SIGHUP, SIGINT, SIGTERM, SIGUSR1] {
+        signal_hook::flag::register(signal, seen.clone())?;
+    }
+    Ok(())
 }
 
 fn spawn(

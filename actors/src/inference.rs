@@ -117,10 +117,13 @@ impl Actor for Inference {
         let (own_end, worker_end) = std::os::unix::net::UnixStream::pair()?;
         own_end.set_nonblocking(true)?;
         let mut child = Command::new(&command.program)
+            .arg0("virnucpro-orch")
             .args(&command.arguments)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(worker_end)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            // A group of its own: Ctrl-C in a terminal is for the orchestrator, which then decides.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         if let Some(stderr) = child.stderr.take() {
