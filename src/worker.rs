@@ -59,9 +59,12 @@ pub(crate) fn worker() -> Result<Exit, Failure> {
     // From the engine to the socket: at most one answer per slot, and the last word.
     let (answers, outgoing) = flume::bounded(SLOTS + 2);
     let progress = Progress::default();
+    // From the socket back to the engine: one for each answer written, of which there is never more than one.
+    let (written, confirmed) = flume::bounded(1);
     let engine_progress = progress.clone();
-    let engine_thread = spawn("engine", move || run_engine(assignment, &lent, &answers, &engine_progress))?;
-    let socket_thread = spawn("socket", move || write_answers(writing, &outgoing, &progress))?;
+    let engine_thread =
+        spawn("engine", move || run_engine(assignment, &lent, &answers, &confirmed, &engine_progress))?;
+    let socket_thread = spawn("socket", move || write_answers(writing, &outgoing, &written, &progress))?;
 
     loop {
         match read_frame::<ToWorker>(&mut reading) {
@@ -107,10 +110,14 @@ fn run_engine(
     assignment: Assignment,
     lent: &flume::Receiver<(actors::identity::BatchId, kernels::Batch)>,
     answers: &flume::Sender<Answer>,
+    confirmed: &flume::Receiver<()>,
     progress: &Progress,
 ) {
+    // No batch begins before the answer to the one before is written: a crash in between would take that
+    // answer along, and be held against a batch that was done.
     let say = |message, values| {
         let _ = answers.send(Answer::Message(message, values));
+        let _ = confirmed.recv();
     };
     let mut engine = match caught(|| load(&assignment)) {
         Ok(engine) => engine,
@@ -169,7 +176,12 @@ fn load(assignment: &Assignment) -> Result<Box<dyn Engine>, EngineError> {
     }
 }
 
-fn write_answers(mut socket: UnixStream, outgoing: &flume::Receiver<Answer>, progress: &Progress) {
+fn write_answers(
+    mut socket: UnixStream,
+    outgoing: &flume::Receiver<Answer>,
+    written: &flume::Sender<()>,
+    progress: &Progress,
+) {
     loop {
         let (message, values) = match outgoing.recv_timeout(Duration::from_millis(HEARTBEAT_INTERVAL_MS)) {
             Ok(Answer::Message(message, values)) => (message, values),
@@ -182,6 +194,9 @@ fn write_answers(mut socket: UnixStream, outgoing: &flume::Receiver<Answer>, pro
         if write_frame(&mut socket, &message, &values).is_err() {
             // The orchestrator is gone; the reading thread notices as well and leaves.
             return;
+        }
+        if !matches!(message, FromWorker::Heartbeat { .. }) {
+            let _ = written.send(());
         }
     }
 }
