@@ -24,6 +24,9 @@ use crate::supervisor::SupervisorMessage;
 
 /// How often deadlines are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
+/// Progress is heard of with the heartbeats: a few of them must have gone by before their silence means a hang,
+/// however short `hang_ms` is.
+const HANG_MIN: Duration = Duration::from_millis(5 * HEARTBEAT_INTERVAL_MS);
 /// Two looks further apart than this: the orchestrator itself was suspended, the worker is not to blame.
 const SUSPENDED_AFTER: Duration = Duration::from_secs(3);
 /// How long a worker that was told to leave, or whose socket closed, may take to exit.
@@ -305,7 +308,7 @@ impl InferenceState {
         let silent = now - self.ticked_at;
         let (limit, what) = match (self.ready, self.held.is_empty()) {
             (false, _) => (self.limits.load_max, "model not loaded"),
-            (true, false) => (self.limits.hang_max, "no progress"),
+            (true, false) => (self.limits.hang_max.max(HANG_MIN), "no progress"),
             (true, true) => return,
         };
         if silent > limit && self.departure.is_none() {
