@@ -1,0 +1,271 @@
+//! What the program makes of its input, good and bad.
+
+use std::fs;
+use std::io::Write;
+
+use crate::job::JobFolder;
+use crate::outcome::Outcome;
+use crate::process::{Running, run};
+use crate::proteins::{fasta, records};
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn ids(outcome: &Outcome) -> Vec<String> {
+    outcome.rows().into_iter().map(|row| row.id).collect()
+}
+
+/// Good, bad, good, bad: a digit and a record without residues.
+const SOME_BAD: &str = ">good1\nMKVL\n>digit\nMKV\nLA1GG\n>good2 with words\nmkvlaag*\n>empty\n>good3\nWWW";
+
+#[test]
+fn a_bad_record_stops_the_run_and_is_named() {
+    let job = JobFolder::new(SOME_BAD);
+    let file = job.at("proteins.fasta");
+    let finished = job.run_into("results").expect(5);
+    finished.says([
+        &format!("{}:2: bad record `digit`", file.display()).replace(":2:", ":3:"),
+        "on_bad_record = \"skip\"",
+    ]);
+    // Nothing was computed.
+    assert_eq!(fs::read_dir(job.at("results/embeddings")).unwrap().count(), 0);
+}
+
+#[test]
+fn bad_records_are_skipped_and_listed_if_asked() {
+    let job = JobFolder::new(SOME_BAD).set("input.on_bad_record", "skip");
+    job.run_into("results").expect(3).says(["2, listed in"]);
+    let outcome = job.outcome("results");
+    assert_eq!(ids(&outcome), ["good1", "good2", "good3"]);
+    let indices: Vec<u64> = outcome.rows().iter().map(|row| row.index).collect();
+    assert_eq!(indices, [0, 2, 4]);
+    let failed = outcome.failed_records();
+    let columns: Vec<_> = failed.iter().map(|line| (line[0], line[1], line[3], line[4])).collect();
+    assert_eq!(columns, [("1", "digit", "3", "input"), ("3", "empty", "8", "input")]);
+    assert!(failed.iter().all(|line| line[2] == job.at("proteins.fasta").display().to_string()));
+    assert!(failed[0][5].contains("line 5") && failed[1][5].contains("no residues"), "{failed:?}");
+    job.run_into("results").expect(3).says(["nothing to do"]);
+}
+
+#[test]
+fn unusual_but_good_files_are_read() {
+    let plain = JobFolder::new(">a\nMKVLAAGG\n>b\nWWYY\n").done_into("results");
+    for text in [
+        "\u{feff}>a words here\r\nMKVL\r\nAAGG\r\n>b\r\nWWYY\r\n",
+        "\n\n>a\nMKVL\n\nAAGG\n\n>b\nWWYY",
+        ">a\nmkvlaagg\n>b\nwwyy\n",
+        ">a\nMKVLAAGG*\n>b\nWWYY**\n",
+    ] {
+        let other = JobFolder::new(text).done_into("results");
+        assert_eq!(other.parts, plain.parts, "{text:?}");
+    }
+}
+
+#[test]
+fn repeated_ids_stop_the_run_unless_kept() {
+    let text = ">a\nMKVL\n>b\nWW\n>a\nGGGG\n";
+    let job = JobFolder::new(text);
+    let file = job.at("proteins.fasta").display().to_string();
+    job.run_into("results")
+        .expect(5)
+        .says([format!("`a` at {file}:1 and {file}:5"), "duplicate_ids = \"keep\"".to_owned()]);
+    let kept = JobFolder::new(text).set("input.duplicate_ids", "keep").done_into("results");
+    let rows = kept.rows();
+    let columns: Vec<_> = rows.iter().map(|row| (row.index, row.id.as_str())).collect();
+    assert_eq!(columns, [(0, "a"), (1, "b"), (2, "a")]);
+    assert_ne!(rows[0].embedding, rows[2].embedding);
+}
+
+#[test]
+fn equal_sequences_are_written_for_each_id() {
+    let outcome = JobFolder::new(">a\nMKVL\n>b\nWW\n>c\nmkvl*\n").done_into("results");
+    let embeddings = outcome.by_id();
+    assert_eq!(embeddings["a"], embeddings["c"]);
+    assert_ne!(embeddings["a"], embeddings["b"]);
+    assert_eq!(outcome.run["totals"]["rows"], 3);
+}
+
+#[test]
+fn nucleotides_given_as_proteins_are_refused_with_a_hint() {
+    let dna: String = (0..20).map(|n| format!(">r{n}\n{}\n", "ACGTTGCAAN".repeat(6 + n % 3))).collect();
+    for alphabet in ["protein", "auto"] {
+        let job = JobFolder::new(&dna).set("input.alphabet", alphabet);
+        job.run_into("results").expect(5).says([
+            "looks like nucleotides",
+            "hint: ",
+            "translate them to proteins",
+        ]);
+    }
+}
+
+#[test]
+fn long_sequences_follow_the_policy() {
+    let text = ">short\nMKVLA\n>long\nMKVLAAGGWWYY\n>exact\nGGGGGGGG\n";
+    let job = |policy: &str| JobFolder::new(text).set("input.max_residues", 8).set("input.too_long", policy);
+    let whole = JobFolder::new(text).done_into("results").by_id();
+    let cut = JobFolder::new(text.replace("WWYY", "")).done_into("results").by_id();
+
+    let truncated = job("truncate").done_into("results");
+    assert_eq!(truncated.by_id(), cut);
+    assert_eq!(truncated.rows().iter().map(|row| row.length).collect::<Vec<_>>(), [5, 12, 8]);
+    assert_eq!(truncated.run["counts"]["truncated"], 1);
+
+    // Run whole, pooled over the first eight: neither the whole one's vector nor the cut one's.
+    let pooled = job("pool-first").done_into("results").by_id();
+    assert_eq!((&pooled["short"], &pooled["exact"]), (&whole["short"], &whole["exact"]));
+    assert!(pooled["long"] != whole["long"] && pooled["long"] != cut["long"]);
+
+    let stopping = job("stop");
+    let file = stopping.at("proteins.fasta");
+    let message = format!("{}:3: record `long` has 12 residues, more than max_residues = 8", file.display());
+    stopping.run_into("results").expect(5).says([message.as_str(), "hint: set too_long"]);
+
+    let skipping = job("skip");
+    skipping.run_into("results").expect(3);
+    let skipped = skipping.outcome("results");
+    assert_eq!(ids(&skipped), ["short", "exact"]);
+    let failed = skipped.failed_records();
+    assert_eq!((failed.len(), failed[0][1], failed[0][4]), (1, "long", "input"));
+    assert!(failed[0][5].contains("12"), "{failed:?}");
+}
+
+#[test]
+fn gaps_are_kept_or_removed() {
+    let text = ">a\nMK-VL.A\n>b\nWW\n";
+    let kept = JobFolder::new(text).done_into("results");
+    let removed = JobFolder::new(text).set("input.gaps", "remove").done_into("results");
+    let without = JobFolder::new(">a\nMKVLA\n>b\nWW\n").done_into("results");
+    assert_eq!(removed.parts, without.parts);
+    assert_eq!(removed.run["counts"]["gap_letters_removed"], 2);
+    assert_ne!(kept.by_id()["a"], without.by_id()["a"]);
+    assert_eq!(kept.rows()[0].length, 7);
+}
+
+#[test]
+fn an_empty_file_gives_an_empty_result() {
+    let job = JobFolder::new("");
+    job.run_into("results").expect(0).says(["no records"]);
+    let outcome = job.outcome("results");
+    assert_eq!((outcome.parts.len(), outcome.rows().len()), (1, 0));
+    run(&mut crate::process::program(["verify".as_ref(), job.at("results").as_os_str()])).expect(0);
+    job.run_into("results").expect(0).says(["nothing to do"]);
+    fs::remove_file(job.at("results/embeddings/part-00000.parquet")).unwrap();
+    job.run_into("results").expect(0);
+    job.outcome("results").assert_same(&outcome, "made again");
+}
+
+#[test]
+fn a_file_of_headers_alone_is_bad_input() {
+    let job = JobFolder::new(">a\n>b\n");
+    job.run_into("results").expect(5).says(["bad record `a`: no residues"]);
+    let job = job.set("input.on_bad_record", "skip");
+    job.run_into("skipped").expect(3);
+    let outcome = job.outcome("skipped");
+    assert_eq!((outcome.rows().len(), outcome.failed_records().len()), (0, 2));
+    run(&mut crate::process::program(["verify".as_ref(), job.at("skipped").as_os_str()])).expect(0);
+}
+
+#[test]
+fn what_is_not_fasta_is_refused() {
+    let cases: [(&[u8], &str); 4] = [
+        (b"@r1\nACGT\n+\nIIII\n", "FASTQ"),
+        (b"MKVL\n>a\nMKVL\n", "expected a header"),
+        (b">a\rMKVL\r>b\rMK\r", "carriage returns alone"),
+        (b"BZh91AY&SYabcdefgh", "bzip2"),
+    ];
+    for (content, message) in cases {
+        JobFolder::new(content).run_into("results").expect(5).says([message, "hint: "]);
+    }
+}
+
+#[test]
+fn compressed_files_are_recognised_by_their_content() {
+    let text = fasta(51, 100, 20..100);
+    let plain = JobFolder::new(&text).done_into("results");
+    let zstd = zstd::stream::encode_all(text.as_bytes(), 3).unwrap();
+    for (what, content) in [("gzip", gzip(text.as_bytes())), ("zstd", zstd)] {
+        // The name says nothing: it stays proteins.fasta.
+        let packed = JobFolder::new(content).done_into("results");
+        assert_eq!(packed.parts, plain.parts, "{what}");
+    }
+}
+
+#[test]
+fn a_truncated_gzip_file_is_bad_input() {
+    let whole = gzip(fasta(52, 200, 20..100).as_bytes());
+    for length in [whole.len() - 1, whole.len() / 2, 20] {
+        let job = JobFolder::new(&whole[..length]);
+        let file = job.at("proteins.fasta").display().to_string();
+        job.run_into("results").expect(5).says([file.as_str(), "is truncated", "gzip -t"]);
+        assert_eq!(fs::read_dir(job.at("results/embeddings")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn several_files_and_a_folder_are_read_in_order() {
+    let text = fasta(53, 90, 20..60);
+    let records: Vec<String> =
+        text.split_inclusive('\n').collect::<Vec<_>>().chunks(2).map(|r| r.concat()).collect();
+    let one = JobFolder::new(&text).done_into("results");
+    let job = JobFolder::new(records[..20].concat());
+    job.write("folder/2.faa", records[40..70].concat());
+    job.write("folder/1.fasta.gz", gzip(records[20..40].concat().as_bytes()));
+    job.write("folder/notes.txt", "not a protein");
+    let last = job.write("last.fa", records[70..].concat());
+    let inputs = format!(r#"["proteins.fasta", "folder", "{}"]"#, last.display());
+    let many = job.set("input.fasta", inputs).done_into("results");
+    assert_eq!(many.parts, one.parts);
+    assert_eq!(many.run["input"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn standard_input_is_read_from_a_pipe_and_kept_for_resuming() {
+    let text = fasta(54, 300, 20..200);
+    let plain = JobFolder::new(&text).done_into("results");
+    let job = JobFolder::new("").set("input.fasta", "-").simulating("latency_us_per_batch=10000");
+    for stored in [text.clone().into_bytes(), gzip(text.as_bytes())] {
+        let _ = fs::remove_dir_all(job.at("results"));
+        let finished = Running::start_fed(&mut job.command_into("results"), &stored).finish().expect(0);
+        assert_eq!(finished.stdout, "");
+        assert_eq!(job.outcome("results").parts, plain.parts);
+    }
+
+    fs::remove_dir_all(job.at("results")).unwrap();
+    let mut killed = Running::start_fed(&mut job.command_into("results"), text.as_bytes());
+    let results = job.at("results");
+    killed.wait_until("a segment is committed", |_| crate::outcome::segments_committed(&results) > 0);
+    killed.kill();
+    let resumed = Running::start_fed(&mut job.command_into("results"), text.as_bytes()).finish();
+    resumed.expect(0).says(["resuming"]);
+    assert_eq!(job.outcome("results").parts, plain.parts);
+    // Other data on the pipe is another job.
+    let other = Running::start_fed(&mut job.command_into("results"), b">other\nMKV\n").finish();
+    other.expect(2).says(["input.sha256[0]"]);
+}
+
+#[test]
+fn a_record_beyond_the_limit_is_named() {
+    let job = JobFolder::new(format!(">small\nMKV\n>large\n{}\n", "MKVLA".repeat(100)));
+    let file = job.at("proteins.fasta");
+    let message = format!("{}:3: record `large` is larger than 300 bytes", file.display());
+    job.set("input.max_record_bytes", 300).run_into("results").expect(5).says([message.as_str(), "hint: "]);
+}
+
+#[test]
+fn every_accepted_record_is_in_the_result_and_every_other_in_failed_tsv() {
+    let mut text = fasta(55, 200, 1..60);
+    for number in [3, 77, 120, 199] {
+        text = text.replace(&format!(">p{number} random\n"), &format!(">p{number} random\n!"));
+    }
+    let job = JobFolder::new(&text).set("input.on_bad_record", "skip").simulating("fault=nan@ordinal:100");
+    job.run_into("results").expect(3);
+    let outcome = job.outcome("results");
+    let failed: Vec<String> = outcome.failed_records().iter().map(|line| line[1].to_owned()).collect();
+    assert_eq!(failed, ["p3", "p77", "p100", "p120", "p199"]);
+    let mut expected: Vec<String> = records(&text).into_iter().map(|(id, _)| id).collect();
+    expected.retain(|id| !failed.contains(id));
+    assert_eq!(ids(&outcome), expected);
+}

@@ -1,0 +1,26 @@
+//! The program from the outside: every test here runs the real executable, as an operator does, and looks
+//! only at what an operator sees: exit code, output, result folder, processes.
+//!
+//! One target, so that the program is linked against once. [`job`] makes a job in a folder of its own,
+//! [`process`] runs it and never waits for ever, [`outcome`] compares what it left behind.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod commands;
+mod configuration;
+mod demo;
+mod devices;
+mod disk;
+mod export;
+mod faults;
+mod golden;
+mod input;
+mod job;
+mod kill;
+mod outcome;
+mod poison;
+mod process;
+mod proteins;
+mod resume;
+mod stopping;
+mod verify;

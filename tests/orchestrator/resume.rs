@@ -1,0 +1,210 @@
+//! Going on from an earlier result: what is whole is kept, what is damaged is computed again, what belongs
+//! to another job is refused.
+
+use std::fs;
+use std::path::Path;
+
+use crate::job::JobFolder;
+use crate::outcome::{committed_files, segments_committed};
+use crate::proteins::fasta;
+
+fn job() -> JobFolder {
+    JobFolder::new(fasta(41, 300, 20..200))
+}
+
+fn flip_bit(path: &Path, position: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[position] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}
+
+fn cut(path: &Path, to: usize) {
+    let bytes = fs::read(path).unwrap();
+    fs::write(path, &bytes[..to]).unwrap();
+}
+
+#[test]
+fn a_damaged_part_is_found_reported_and_computed_again() {
+    let job = job();
+    let whole = job.done_into("results");
+    let size = whole.parts["part-00002.parquet"].len();
+    let part = job.at("results/embeddings/part-00002.parquet");
+    type Damage = Box<dyn Fn(&Path)>;
+    let damages: [(&str, Damage); 6] = [
+        ("truncated by a byte", Box::new(move |path| cut(path, size - 1))),
+        ("truncated to nothing", Box::new(|path| cut(path, 0))),
+        ("a bit in a page", Box::new(move |path| flip_bit(path, size / 2))),
+        ("a bit in the first byte", Box::new(|path| flip_bit(path, 0))),
+        ("a bit in the footer", Box::new(move |path| flip_bit(path, size - 6))),
+        ("deleted", Box::new(|path| fs::remove_file(path).unwrap())),
+    ];
+    for (what, damage) in damages {
+        damage(&part);
+        let mut others = committed_files_but(job.at("results").as_path(), "embeddings/part-00002.parquet");
+        let finished = job.run_into("results").expect(0);
+        finished.says([
+            "committed part is damaged and will be computed again",
+            "segment=2",
+            "resuming segments=4",
+        ]);
+        job.outcome("results").assert_same(&whole, what);
+        let after = committed_files(&job.at("results"));
+        others.retain(|part, identity| after[part] != *identity);
+        assert!(others.is_empty(), "{what}: written again: {others:?}");
+    }
+    job.run_into("results").expect(0).says(["nothing to do"]);
+}
+
+fn committed_files_but(folder: &Path, damaged: &str) -> std::collections::BTreeMap<String, (u64, i64, i64)> {
+    let moved = folder.join(damaged);
+    // The damaged part may be gone: stand in for it while the others are looked at.
+    let absent = !moved.exists();
+    if absent {
+        fs::write(&moved, "").unwrap();
+    }
+    let mut files = committed_files(folder);
+    if absent {
+        fs::remove_file(&moved).unwrap();
+    }
+    files.remove(damaged);
+    files
+}
+
+#[test]
+fn a_lost_list_of_failed_records_is_made_again() {
+    let job = job().simulating("fault=nan@ordinal:70;fault=nan@ordinal:200");
+    job.run_into("results").expect(3);
+    let whole = job.outcome("results");
+    fs::remove_file(job.at("results/.state/failed-00001.tsv")).unwrap();
+    job.run_into("results").expect(3).says(["its list of failed records is gone"]);
+    job.outcome("results").assert_same(&whole, "after its list was deleted");
+}
+
+#[test]
+fn what_the_user_deleted_from_a_finished_result_is_mended() {
+    let job = job().simulating("fault=nan@ordinal:70");
+    job.run_into("results").expect(3);
+    let whole = job.outcome("results");
+    fs::remove_file(job.at("results/failed.tsv")).unwrap();
+    // A part of an earlier, longer result, say: `verify` calls it foreign and names `run` as the remedy.
+    fs::copy(
+        job.at("results/embeddings/part-00000.parquet"),
+        job.at("results/embeddings/part-00077.parquet"),
+    )
+    .unwrap();
+    job.run_into("results").expect(3);
+    job.outcome("results").assert_same(&whole, "after failed.tsv was deleted");
+}
+
+#[test]
+fn a_job_that_would_change_values_is_refused_and_names_the_key() {
+    let job = job();
+    let whole = job.done_into("results");
+    let refused = |settings: &[(&str, &str)], simulation: &str, key: &str| {
+        let mut command = job.command_into("results");
+        for (name, value) in settings {
+            command.arg("--set").arg(format!("{name}={value}"));
+        }
+        let finished = crate::process::run(command.env("VIRNUCPRO_SIM", simulation)).expect(2);
+        finished.says([key, "holds the result of another job", "--fresh"]);
+        job.outcome("results").assert_same(&whole, key);
+    };
+    refused(&[("model.layer", "3")], "", "model.layer was 0, now 3");
+    refused(&[("model.pooling", "max")], "", "model.pooling was mean, now max");
+    refused(&[("output.segment_sequences", "65")], "", "output.segment_sequences was 64, now 65");
+    refused(&[("output.float", "f16")], "", "output.float was f32, now f16");
+    refused(&[("input.max_residues", "50")], "", "input.max_residues was 0, now 50");
+    refused(&[("input.gaps", "remove")], "", "input.gaps was keep, now remove");
+    refused(&[("input.too_long", "skip")], "", "input.too_long was truncate, now skip");
+    refused(&[("devices.use", "[\"cpu\"]")], "", "model.sha256 was sim, now");
+    refused(&[], "hidden=32", "model.hidden was 64, now 32");
+
+    // What changes no value is no other job.
+    for (key, value) in
+        [("packing.token_budget", "77"), ("devices.use", "[\"sim:3\"]"), ("restart.hang_ms", "5000")]
+    {
+        let mut command = job.command_into("results");
+        crate::process::run(command.arg("--set").arg(format!("{key}={value}")))
+            .expect(0)
+            .says(["nothing to do"]);
+    }
+
+    // One more record, or one letter changed, is another input.
+    let mut text = fasta(41, 300, 20..200);
+    text.push_str(">one_more\nMKV\n");
+    job.write("proteins.fasta", &text);
+    refused(&[], "", "input.sha256[0]");
+    job.write("proteins.fasta", fasta(41, 300, 20..200).replacen('A', "C", 1));
+    refused(&[], "", "input.sha256[0]");
+}
+
+#[test]
+fn other_weights_are_refused() {
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
+    let job = JobFolder::new(fasta(42, 5, 20..60)).on_cpu();
+    let tiny = format!("model.source={}", tiny.display());
+    let mut command = job.command_into("results");
+    crate::process::run(command.args(["--set", &tiny])).expect(0);
+    job.run_into("results").expect(2).says(["model.sha256 was", "model.hidden was 64, now 128"]);
+    let mut command = job.command_into("results");
+    crate::process::run(command.args(["--set", &tiny])).expect(0).says(["nothing to do"]);
+}
+
+#[test]
+fn fresh_deletes_the_earlier_result_and_nothing_else() {
+    let job = job();
+    job.done_into("results");
+    let notes = job.write("results/notes.txt", "mine");
+    let own = job.write("results/embeddings/mine.parquet", "mine");
+    let fresh = |job: &JobFolder| crate::process::run(job.command_into("results").arg("--fresh")).expect(0);
+    // Fewer parts than before: none of the old ones may remain.
+    let job = job.set("output.segment_sequences", 200);
+    fresh(&job);
+    assert_eq!(fs::read_to_string(&notes).unwrap(), "mine");
+    assert_eq!(fs::read_to_string(&own).unwrap(), "mine");
+    fs::remove_file(own).unwrap();
+    let outcome = job.outcome("results");
+    assert_eq!(outcome.parts.len(), 2);
+    outcome.assert_same(&job.done_into("other"), "fresh");
+    assert_eq!(outcome.run["sessions"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_second_run_on_the_same_folder_is_kept_out() {
+    let job = job().simulating("latency_us_per_batch=20000");
+    let results = job.at("results");
+    let mut first = job.start_into("results");
+    first.wait_until("the first segment is committed", |_| segments_committed(&results) > 0);
+    let process = format!("process {}", first.id());
+    for fresh in [false, true] {
+        let mut command = job.command_into("results");
+        if fresh {
+            command.arg("--fresh");
+        }
+        crate::process::run(&mut command).expect(2).says(["another run is writing to", &process]);
+    }
+    first.finish().expect(0);
+    let alone = self::job().done_into("results");
+    job.outcome("results").assert_same(&alone, "with a second run at the door");
+}
+
+#[test]
+fn parts_without_a_manifest_are_not_overwritten() {
+    let job = job();
+    job.done_into("results");
+    fs::remove_file(job.at("results/run.json")).unwrap();
+    job.run_into("results").expect(2).says(["holds parts but no run.json", "--fresh"]);
+    fs::write(job.at("results/run.json"), "{").unwrap();
+    job.run_into("results").expect(1).says(["is not a run manifest", "--fresh"]);
+    crate::process::run(job.command_into("results").arg("--fresh")).expect(0);
+}
+
+#[test]
+fn a_finished_run_says_that_there_is_nothing_to_do() {
+    let job = job();
+    let whole = job.done_into("results");
+    let files = committed_files(&job.at("results"));
+    job.run_into("results").expect(0).says(["nothing to do", "is complete"]);
+    job.outcome("results").assert_same(&whole, "nothing to do");
+    assert_eq!(committed_files(&job.at("results")), files);
+}

@@ -1,0 +1,132 @@
+//! Signals and the end of the orchestrator: nothing lost, nobody left behind.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::job::JobFolder;
+use crate::outcome::{manifest, segments_committed};
+use crate::process::wait_until_gone;
+use crate::proteins::fasta;
+
+/// Eight segments of some 30 batches each, slow enough to be stopped in the middle.
+fn slow_job() -> JobFolder {
+    JobFolder::new(fasta(31, 500, 20..200))
+        .set("restart.shutdown_grace_ms", 3000)
+        .simulating("latency_us_per_batch=15000")
+}
+
+#[test]
+fn a_signal_stops_within_the_grace_time_and_the_same_command_goes_on() {
+    let undisturbed = slow_job().simulating("").done_into("results");
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let job = slow_job();
+        let results = job.at("results");
+        let mut run = job.start_into("results");
+        run.wait_until("the first segment is committed", |_| segments_committed(&results) > 0);
+        let workers = run.workers();
+        assert_eq!(workers.len(), 2);
+        let signalled = Instant::now();
+        run.signal(signal);
+        let finished = run.finish().expect(75);
+        // Leaving takes the workers a moment more.
+        assert!(signalled.elapsed() < Duration::from_millis(3000 + 1500), "{:?}", signalled.elapsed());
+        wait_until_gone(&workers);
+        assert_eq!(finished.stdout, "");
+        let command = "to go on: virnucpro-orch run job.toml --set 'VIRNUCPRO";
+        assert!(!finished.stderr.contains(command));
+        finished.says([&format!("stopped by {name}"), "to go on: virnucpro-orch run job.toml"]);
+        let run = manifest(&results).unwrap();
+        assert_eq!(
+            (run["status"].as_str(), run["reason"].as_str()),
+            (Some("stopped"), Some(&*format!("stopped by {name}")))
+        );
+        let committed = segments_committed(&results);
+        assert!(committed < undisturbed.parts.len(), "it was over already");
+
+        let done = job.done_into("results");
+        done.assert_same(&undisturbed, name);
+        assert_eq!(done.run["sessions"].as_array().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn what_can_be_finished_in_the_grace_time_is_committed() {
+    let job = slow_job();
+    let results = job.at("results");
+    let mut run = job.start_into("results");
+    run.wait_until("two segments are committed", |_| segments_committed(&results) >= 2);
+    run.signal(Signal::TERM);
+    run.finish().expect(75);
+    // Three seconds are plenty for the segment that was begun: it is not thrown away.
+    assert!(segments_committed(&results) >= 3, "{}", segments_committed(&results));
+}
+
+#[test]
+fn a_signal_before_the_first_batch_stops_at_once() {
+    let job = slow_job().simulating("load_ms=60000");
+    let mut run = job.start_into("results");
+    run.wait_until("workers", |run| run.workers().len() == 2);
+    let workers = run.workers();
+    let signalled = Instant::now();
+    run.signal(Signal::TERM);
+    run.finish().expect(75);
+    assert!(signalled.elapsed() < Duration::from_millis(3000 + 1500), "{:?}", signalled.elapsed());
+    wait_until_gone(&workers);
+}
+
+#[test]
+fn a_hung_device_does_not_hold_up_the_end() {
+    let job = slow_job().set("restart.shutdown_grace_ms", 300).simulating("fault=hang");
+    let mut run = job.start_into("results");
+    run.wait_for("ready device=\"sim:1\"");
+    let workers = run.workers();
+    let signalled = Instant::now();
+    run.signal(Signal::TERM);
+    run.finish().expect(75);
+    assert!(signalled.elapsed() < Duration::from_millis(300 + 1500), "{:?}", signalled.elapsed());
+    wait_until_gone(&workers);
+}
+
+#[test]
+fn a_second_signal_leaves_at_once() {
+    let job = slow_job().set("restart.shutdown_grace_ms", 60_000).simulating("fault=hang@batch:5");
+    let mut run = job.start_into("results");
+    run.wait_for("ready device=\"sim:1\"");
+    let workers = run.workers();
+    run.signal(Signal::TERM);
+    run.wait_for("stopping");
+    run.signal(Signal::INT);
+    run.finish().expect(130).says(["second signal (SIGINT)"]);
+    wait_until_gone(&workers);
+    let undisturbed = slow_job().simulating("").done_into("results");
+    job.simulating("").done_into("results").assert_same(&undisturbed, "after a second signal");
+}
+
+#[test]
+fn no_worker_outlives_its_orchestrator() {
+    // At work, hanging, and still loading.
+    for program in ["latency_us_per_batch=15000", "fault=hang", "fault=load-hang"] {
+        let job = slow_job().simulating(program);
+        let mut run = job.start_into("results");
+        run.wait_until("two workers", |run| run.workers().len() == 2);
+        if program == "fault=hang" {
+            run.wait_for("ready device=\"sim:1\"");
+        }
+        let workers = run.workers();
+        run.kill();
+        wait_until_gone(&workers);
+    }
+    let job = JobFolder::new(fasta(32, 400, 300..400)).on_cpu();
+    let mut run = job.start_into("results");
+    run.wait_for("ready device=\"cpu\"");
+    let workers = run.workers();
+    run.kill();
+    wait_until_gone(&workers);
+}
+
+#[test]
+fn a_worker_started_by_hand_says_so() {
+    let finished = crate::process::run(&mut crate::process::program(["worker"])).expect(2);
+    finished.says(["`worker` is started by `run`"]);
+}

@@ -1,0 +1,114 @@
+//! `verify`: 0 when the result is whole, 4 when it is not, and what is wrong with it.
+
+use std::fs;
+
+use crate::job::JobFolder;
+use crate::process::{Finished, program, run};
+use crate::proteins::fasta;
+
+fn verify(job: &JobFolder) -> Finished {
+    run(program(["verify", "results"]).current_dir(job.path()))
+}
+
+#[track_caller]
+fn incomplete(job: &JobFolder, problem: &str) {
+    let finished = verify(job).expect(4);
+    assert!(finished.stdout.contains(problem), "{problem:?} is not in:\n{}", finished.stdout);
+    assert!(finished.stdout.contains("incomplete: "), "{}", finished.stdout);
+}
+
+fn job() -> JobFolder {
+    JobFolder::new(fasta(71, 200, 20..100))
+}
+
+#[test]
+fn a_whole_result_is_complete() {
+    let job = job();
+    job.done_into("results");
+    let finished = verify(&job).expect(0);
+    assert_eq!(finished.stdout, "complete: 200 records, 200 embeddings, 0 failed, 4 parts\n");
+    assert_eq!(finished.stderr, "");
+
+    let job = job.simulating("fault=nan@ordinal:150");
+    run(job.command_into("results").arg("--fresh")).expect(3);
+    let finished = verify(&job).expect(0);
+    assert_eq!(finished.stdout, "complete: 200 records, 199 embeddings, 1 failed, 4 parts\n");
+}
+
+#[test]
+fn a_missing_part_is_told_and_run_mends_it() {
+    let job = job();
+    let whole = job.done_into("results");
+    fs::remove_file(job.at("results/embeddings/part-00001.parquet")).unwrap();
+    incomplete(&job, "part-00001.parquet");
+    job.run_into("results").expect(0);
+    verify(&job).expect(0);
+    job.outcome("results").assert_same(&whole, "mended");
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_told() {
+    let job = job();
+    let whole = job.done_into("results");
+    let path = job.at("results/embeddings/part-00003.parquet");
+    let bytes = &whole.parts["part-00003.parquet"];
+    for position in [0, 5, bytes.len() / 3, bytes.len() / 2, bytes.len() - 9, bytes.len() - 1] {
+        let mut damaged = bytes.clone();
+        damaged[position] ^= 1;
+        fs::write(&path, damaged).unwrap();
+        incomplete(&job, "part-00003.parquet");
+    }
+    fs::write(&path, bytes).unwrap();
+    verify(&job).expect(0);
+}
+
+#[test]
+fn a_foreign_part_is_told() {
+    let job = job();
+    job.done_into("results");
+    fs::copy(
+        job.at("results/embeddings/part-00000.parquet"),
+        job.at("results/embeddings/part-00009.parquet"),
+    )
+    .unwrap();
+    incomplete(&job, "`embeddings/part-00009.parquet` is not part of this result");
+}
+
+#[test]
+fn parts_changed_for_one_another_are_told() {
+    let job = job();
+    let whole = job.done_into("results");
+    for (name, content) in
+        [("part-00000.parquet", "part-00001.parquet"), ("part-00001.parquet", "part-00000.parquet")]
+    {
+        fs::write(job.at("results/embeddings").join(name), &whole.parts[content]).unwrap();
+    }
+    incomplete(&job, "part-00000.parquet");
+}
+
+#[test]
+fn lists_of_failed_records_are_checked() {
+    let job = job().simulating("fault=nan@ordinal:150");
+    job.run_into("results").expect(3);
+    let failed = job.at("results/failed.tsv");
+    let text = fs::read_to_string(&failed).unwrap();
+    fs::write(&failed, text.lines().next().unwrap()).unwrap();
+    incomplete(&job, "failed.tsv` lists 0 records, expected 1");
+    fs::write(&failed, text).unwrap();
+    fs::remove_file(job.at("results/.state/failed-00002.tsv")).unwrap();
+    incomplete(&job, "its list of failed records is gone");
+}
+
+#[test]
+fn an_unfinished_result_is_incomplete() {
+    let job = job().set("restart.restarts_per_device_max", 0).simulating("fault=exit@batch:6");
+    job.run_into("results").expect(75);
+    incomplete(&job, "the run is not done, its status is stopped: all devices were lost");
+}
+
+#[test]
+fn another_folder_is_no_result() {
+    let job = job();
+    fs::create_dir(job.at("results")).unwrap();
+    verify(&job).expect(2).says(["is not a result folder: it has no run.json", "hint: "]);
+}
