@@ -17,7 +17,7 @@ pub struct Lease {
     pub batch: BatchId,
     /// Its segment.
     pub segment: SegmentId,
-    /// The segment's sequences in it.
+    /// The segment's sequences in it; none in a trial, which only tells that the worker is alive.
     pub sequences: Vec<u32>,
 }
 
@@ -69,6 +69,8 @@ struct BatchEntry {
     sequences: Vec<u32>,
     attempts: u32,
     turn: Turn,
+    /// It took a worker with it while its sequence stood alone.
+    lethal: bool,
     holder: Option<Worker>,
     /// Order of leasing: a worker runs its leases in this order.
     leased_at: u64,
@@ -89,6 +91,8 @@ pub struct Ledger {
     batches: BTreeMap<BatchId, BatchEntry>,
     pending: BTreeSet<(SegmentId, Turn, BatchId)>,
     segments: BTreeMap<SegmentId, SegmentEntry>,
+    /// Workers that have answered a batch, one way or another; at most one per device.
+    proven: BTreeSet<Worker>,
 }
 
 impl Ledger {
@@ -101,6 +105,7 @@ impl Ledger {
             batches: BTreeMap::new(),
             pending: BTreeSet::new(),
             segments: BTreeMap::new(),
+            proven: BTreeSet::new(),
         }
     }
 
@@ -133,8 +138,22 @@ impl Ledger {
     }
 
     /// Lends the next batch, oldest segment first.
+    ///
+    /// A device that is dying fails whatever it gets. So a lone sequence that took a worker with it is lent
+    /// only to a worker that has answered another batch; where nothing else is left, that batch is a trial.
     pub fn lease(&mut self, worker: Worker) -> Option<Lease> {
-        let (segment, _, batch) = self.pending.pop_first()?;
+        let first = *self.pending.first()?;
+        let proven = self.proven.contains(&worker);
+        let next = self.pending.iter().find(|(_, _, batch)| proven || !self.batches[batch].lethal).copied();
+        let (segment, batch) = match next {
+            Some(key @ (segment, _, batch)) => {
+                self.pending.remove(&key);
+                (segment, batch)
+            }
+            // What it holds will prove it.
+            None if self.batches.values().any(|entry| entry.holder == Some(worker)) => return None,
+            None => (first.0, self.add_trial(first.0)),
+        };
         let entry = self.batches.get_mut(&batch).expect("a pending batch is in the ledger");
         entry.holder = Some(worker);
         entry.leased_at = self.leases_made;
@@ -148,6 +167,7 @@ impl Ledger {
     /// [`Stale`] if `worker` does not hold it: the embeddings must be dropped.
     pub fn complete(&mut self, worker: Worker, batch: BatchId) -> Result<Lease, Stale> {
         let entry = self.take_from(worker, batch)?;
+        self.proven.insert(worker);
         for &sequence in &entry.sequences {
             self.settle(entry.segment, sequence);
         }
@@ -160,6 +180,7 @@ impl Ledger {
     /// [`Stale`] if `worker` does not hold it.
     pub fn fail(&mut self, worker: Worker, batch: BatchId, error: &EngineError) -> Result<Vec<Verdict>, Stale> {
         let entry = self.take_from(worker, batch)?;
+        self.proven.insert(worker);
         Ok(self.judge(batch, entry, error))
     }
 
@@ -169,13 +190,14 @@ impl Ledger {
         let mut held: Vec<BatchId> =
             self.batches.iter().filter(|(_, e)| e.holder == Some(worker)).map(|(&batch, _)| batch).collect();
         held.sort_by_key(|batch| self.batches[batch].leased_at);
+        self.proven.remove(&worker);
         let error = EngineError::Device(reason.to_owned());
         let mut verdicts = Vec::new();
         for (position, batch) in held.into_iter().enumerate() {
             let entry = self.take_from(worker, batch).expect("the worker holds it");
             if position == 0 {
                 verdicts.extend(self.judge(batch, entry, &error));
-            } else {
+            } else if !entry.sequences.is_empty() {
                 let attempts = entry.attempts;
                 let turn = if attempts == 0 { Turn::Innocent } else { Turn::Suspect };
                 self.requeue(batch, entry, turn);
@@ -204,7 +226,12 @@ impl Ledger {
     }
 
     fn judge(&mut self, batch: BatchId, mut entry: BatchEntry, error: &EngineError) -> Vec<Verdict> {
+        if entry.sequences.is_empty() {
+            // A trial: whatever became of it, nothing is lost.
+            return Vec::new();
+        }
         let alone = entry.sequences.len() == 1;
+        entry.lethal |= alone && matches!(error, EngineError::Device(_));
         match error {
             EngineError::OutOfMemory { .. } if !alone => return vec![self.halve(batch, entry, 0)],
             EngineError::NonFinite { sequences } if !alone && !sequences.is_empty() => {
@@ -259,8 +286,16 @@ impl Ledger {
     fn add(&mut self, segment: SegmentId, sequences: Vec<u32>, attempts: u32, turn: Turn) -> BatchId {
         let batch = BatchId(self.batches_made);
         self.batches_made += 1;
-        let entry = BatchEntry { segment, sequences, attempts, turn, holder: None, leased_at: 0 };
+        let entry =
+            BatchEntry { segment, sequences, attempts, turn, lethal: false, holder: None, leased_at: 0 };
         self.requeue(batch, entry, turn);
+        batch
+    }
+
+    /// A batch without sequences, never pending: it is lent at once.
+    fn add_trial(&mut self, segment: SegmentId) -> BatchId {
+        let batch = self.add(segment, Vec::new(), 0, Turn::Fresh);
+        self.pending.remove(&(segment, Turn::Fresh, batch));
         batch
     }
 
@@ -322,7 +357,7 @@ mod tests {
     #[test]
     fn an_old_generation_cannot_complete_a_batch() {
         let mut ledger = Ledger::new(3);
-        ledger.open_segment(SEGMENT, 1, vec![vec![0]]);
+        ledger.open_segment(SEGMENT, 2, vec![vec![0, 1]]);
         let lease = ledger.lease(worker(0, 0)).unwrap();
         ledger.lose(worker(0, 0), "hung");
         let again = ledger.lease(worker(0, 1)).unwrap();
@@ -331,6 +366,34 @@ mod tests {
         assert!(ledger.complete(worker(0, 1), lease.batch).is_ok());
         assert_eq!(ledger.complete(worker(0, 1), lease.batch), Err(Stale));
         assert!(ledger.is_settled(SEGMENT));
+    }
+
+    #[test]
+    fn a_device_that_only_dies_speaks_against_no_sequence() {
+        let mut ledger = Ledger::new(3);
+        ledger.open_segment(SEGMENT, 3, vec![vec![0], vec![1], vec![2]]);
+        let mut lent = Vec::new();
+        for generation in 0..20 {
+            lent.push(ledger.lease(worker(0, generation)).unwrap().sequences);
+            let verdicts = ledger.lose(worker(0, generation), "lost");
+            let quarantined = |verdict: &Verdict| matches!(verdict, Verdict::Quarantined { .. });
+            assert!(!verdicts.iter().any(quarantined), "{verdicts:?}");
+        }
+        // Each once, then trials alone.
+        assert_eq!(lent[..4], [vec![0], vec![1], vec![2], vec![]]);
+        assert!(lent[3..].iter().all(Vec::is_empty));
+        // A device that works gets one trial, then the sequences.
+        let trial = ledger.lease(worker(1, 0)).unwrap();
+        assert!(trial.sequences.is_empty());
+        assert_eq!(ledger.lease(worker(1, 0)), None);
+        ledger.complete(worker(1, 0), trial.batch).unwrap();
+        for sequence in 0..3 {
+            let lease = ledger.lease(worker(1, 0)).unwrap();
+            assert_eq!(lease.sequences, [sequence]);
+            ledger.complete(worker(1, 0), lease.batch).unwrap();
+        }
+        assert!(ledger.is_settled(SEGMENT));
+        ledger.close_segment(SEGMENT);
     }
 
     #[test]

@@ -246,6 +246,10 @@ impl PackerState {
             tracing::debug!(%batch, device = worker.device.0, "late answer dropped");
             return Ok(());
         };
+        if sequences.is_empty() {
+            // A trial is no progress: it earns a device no restarts.
+            return Ok(());
+        }
         let open = &self.open[&segment];
         let token_counts = sequences.iter().map(|&s| u64::from(open.sequences[s as usize].token_count()));
         let report = BatchReport {
@@ -313,14 +317,18 @@ impl PackerState {
 
     /// Serves free slots while there are batches.
     fn lend(&mut self) -> Result<(), ActorProcessingErr> {
-        while let Some((worker, inference)) = self.waiting.pop_front() {
+        for (worker, inference) in std::mem::take(&mut self.waiting) {
             let Some(lease) = self.ledger.lease(worker) else {
-                self.waiting.push_front((worker, inference));
-                break;
+                self.waiting.push_back((worker, inference));
+                continue;
             };
             self.first_lease.get_or_insert_with(Instant::now);
             let open = &self.open[&lease.segment];
             let mut sequences = Batch::default();
+            if lease.sequences.is_empty() {
+                // A trial: the least that an engine takes.
+                sequences.push(u64::MAX, b"M", 1);
+            }
             for &sequence in &lease.sequences {
                 let sequence = &open.sequences[sequence as usize];
                 sequences.push(sequence.ordinal, &sequence.residues, sequence.pooled_residues);
