@@ -151,3 +151,17 @@ fn lost_devices_stop_the_run_and_the_printed_command_goes_on() {
         job.outcome("my results").assert_same(&undisturbed, kind);
     }
 }
+
+#[test]
+fn lost_devices_make_no_sequence_a_poison_sequence() {
+    // Each batch is one sequence, each segment one batch: nothing else can show who is to blame.
+    let job = JobFolder::new(fasta(13, 12, 40..60))
+        .set("packing.token_budget", 64)
+        .set("output.segment_sequences", 1)
+        .set("devices.use", r#"["sim:1"]"#);
+    let undisturbed = job.done_into("undisturbed");
+    let broken = job.command_into("results").env("VIRNUCPRO_SIM", "fault=exit").status().unwrap();
+    assert_eq!(broken.code(), Some(75));
+    job.run_into("results").expect(0);
+    job.outcome("results").assert_same(&undisturbed, "after every device was lost");
+}
