@@ -24,12 +24,19 @@ struct Toll {
 fn disturbed(job: &JobFolder, random: &mut Random, usual: Duration, toll: &mut Toll) -> Outcome {
     let results = job.at("results");
     let segments = job.outcome("undisturbed").parts.len();
-    for _ in 0..random.within(1..4) {
+    let (mut kills, wanted) = (0, random.within(1..4));
+    while kills < wanted {
         let mut run = job.start_into("results");
         run.run_for(usual.mul_f64(random.within(0..1000) as f64 / 1000.0));
         if run.has_ended() {
-            break;
+            if kills > 0 {
+                break;
+            }
+            // Too late to disturb it: once more from the start.
+            std::fs::remove_dir_all(&results).unwrap();
+            continue;
         }
+        kills += 1;
         let workers = run.workers();
         if random.within(0..10) < 4 && !workers.is_empty() {
             let victims = random.within(1..3);
@@ -89,6 +96,7 @@ fn kill_many(name: &str, runs: u64, make: impl Fn() -> JobFolder + Sync) {
         "{name}: killed {} runs ({} halfway) and {} workers",
         toll.orchestrators, toll.halfway, toll.workers
     );
+    assert!(toll.orchestrators + toll.workers >= runs);
     assert!(toll.orchestrators >= runs / 3 && toll.workers >= runs / 10 && toll.halfway >= runs / 10);
 }
 
