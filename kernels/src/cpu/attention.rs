@@ -44,17 +44,18 @@ impl Rotary {
         }
     }
 
-    /// Rotates the head `x` of the token at `position`; gives its values one by one to `put`.
+    /// Rotates the head `x` of the token at `position`, times `scale`, into `out`.
     #[inline(always)]
-    fn rotate(&self, x: &[f32], position: usize, mut put: impl FnMut(usize, f32)) {
+    fn rotate(&self, x: &[f32], position: usize, scale: f32, out: &mut [f32]) {
         let pairs = self.frequencies.len();
-        let cosines = &self.cosines[position * pairs..][..pairs];
-        let sines = &self.sines[position * pairs..][..pairs];
+        let angles = position * pairs..(position + 1) * pairs;
+        let angles = self.cosines[angles.clone()].iter().zip(&self.sines[angles]);
         let (first, second) = x.split_at(pairs);
-        for pair in 0..pairs {
-            let (a, b) = (first[pair], second[pair]);
-            put(pair, a * cosines[pair] - b * sines[pair]);
-            put(pair + pairs, b * cosines[pair] + a * sines[pair]);
+        let (first_out, second_out) = out.split_at_mut(pairs);
+        let outs = first_out.iter_mut().zip(second_out);
+        for (((a, b), (cosine, sine)), (first, second)) in first.iter().zip(second).zip(angles).zip(outs) {
+            *first = (a * cosine - b * sine) * scale;
+            *second = (b * cosine + a * sine) * scale;
         }
     }
 }
@@ -134,8 +135,11 @@ impl Target {
     #[inline(always)]
     unsafe fn store(self, at: usize, values: &[f32]) {
         assert!(at + values.len() <= self.floats);
-        // SAFETY: in bounds by the assertion; alive and unshared by the caller's promise.
-        unsafe { self.start.add(at).copy_from_nonoverlapping(values.as_ptr(), values.len()) }
+        let start = self.start.wrapping_add(at);
+        for (offset, value) in values.iter().enumerate() {
+            // SAFETY: in bounds by the assertion; alive and unshared by the caller's promise.
+            unsafe { *start.add(offset) = *value };
+        }
     }
 }
 
@@ -186,16 +190,27 @@ impl Attend<'_> {
             let at = head * head_width;
             for token in 0..tokens {
                 let row = &qkv[token * stride..][..stride];
-                let panel = &mut keys[token / key_panel * key_panel * head_width..];
-                rotary.rotate(&row[hidden + at..][..head_width], token, |column, value| {
-                    panel[column * key_panel + token % key_panel] = value;
-                });
+                // The tile of queries is not in use yet: its first row holds the rotated key.
+                let key = &mut queries[..head_width];
+                rotary.rotate(&row[hidden + at..][..head_width], token, 1.0, key);
+                let panel = &mut keys[token / key_panel * key_panel * head_width..][token % key_panel..];
+                for (target, value) in panel.iter_mut().step_by(key_panel).zip(key) {
+                    *target = *value;
+                }
                 let row = &row[2 * hidden + at..][..head_width];
                 for (panel, part) in row.chunks(value_panel).enumerate() {
                     let target = &mut values[(panel * tokens + token) * value_panel..][..value_panel];
-                    target[..part.len()].copy_from_slice(part);
-                    // What an earlier, wider use of the memory left here must not become NaN.
-                    target[part.len()..].fill(0.0);
+                    let (target, _) = S::as_mut_simd_f32s(target);
+                    let (whole, tail) = S::as_simd_f32s(part);
+                    // Columns beyond the head must be zero: an earlier use of the memory may have
+                    // left anything there, and 0 · NaN is NaN.
+                    target.fill(simd.splat_f32s(0.0));
+                    for (target, value) in target.iter_mut().zip(whole) {
+                        *target = *value;
+                    }
+                    if let Some(target) = target.get_mut(whole.len()) {
+                        *target = simd.partial_load_f32s(tail);
+                    }
                 }
             }
             for token in tokens..key_panels * key_panel {
@@ -211,7 +226,7 @@ impl Attend<'_> {
                 for row in 0..count {
                     let query = &qkv[(first + row) * stride + at..][..head_width];
                     let target = &mut queries[row * head_width..][..head_width];
-                    rotary.rotate(query, first + row, |column, value| target[column] = value * scale);
+                    rotary.rotate(query, first + row, scale, target);
                 }
                 sums.fill(0.0);
                 let mut maxima = [f32::NEG_INFINITY; ROWS];

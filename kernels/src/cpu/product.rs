@@ -47,7 +47,14 @@ pub(super) fn lanes(arch: Arch) -> usize {
     arch.dispatch(Lanes)
 }
 
-/// Computes a tile: `ROWS` rows of `a` (`stride` apart) times one panel, over `depth`.
+/// Steps of the inner loop that are written out: they share the rows' addresses, of which AVX-512's
+/// twelve rows would otherwise need a new one per multiply-add (6 to 8 % of the time).
+const UNROLLED: usize = 4;
+
+/// Rows that share a base address.
+const BASE_ROWS: usize = 4;
+
+/// Computes a tile: `ROWS` (at most 12) rows of `a`, `stride` apart, times one panel, over `depth`.
 ///
 /// `panel`: [depth, VECTORS · lanes].
 #[inline(always)]
@@ -58,13 +65,31 @@ pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     depth: usize,
     panel: &[f32],
 ) -> [[S::f32s; VECTORS]; ROWS] {
-    let rows: [&[f32]; ROWS] = core::array::from_fn(|row| &a[row * stride..row * stride + depth]);
+    assert!(ROWS <= 3 * BASE_ROWS && a.len() >= (ROWS - 1) * stride + depth);
+    let mut bases = [0, BASE_ROWS, 2 * BASE_ROWS].map(|row| a.as_ptr().wrapping_add(row * stride));
     let (vectors, _) = S::as_simd_f32s(panel);
     let steps = &vectors.as_chunks::<VECTORS>().0[..depth];
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-    for (step, b) in steps.iter().enumerate() {
+    let (blocks, rest) = steps.as_chunks::<UNROLLED>();
+    for block in blocks {
+        for (step, b) in block.iter().enumerate() {
+            for row in 0..ROWS {
+                let x = bases[row / BASE_ROWS].wrapping_add(row % BASE_ROWS * stride + step);
+                // SAFETY: `row` < ROWS, and the bases have advanced by the steps already taken, so
+                // this is within `a` by the assertion above.
+                let x = simd.splat_f32s(unsafe { *x });
+                for vector in 0..VECTORS {
+                    sums[row][vector] = simd.mul_add_e_f32s(x, b[vector], sums[row][vector]);
+                }
+            }
+        }
+        bases = bases.map(|base| base.wrapping_add(UNROLLED));
+    }
+    // The same again for the last steps: a closure or function for both would keep the sums in
+    // memory.
+    for (step, b) in (depth - rest.len()..).zip(rest) {
         for row in 0..ROWS {
-            let x = simd.splat_f32s(rows[row][step]);
+            let x = simd.splat_f32s(a[row * stride + step]);
             for vector in 0..VECTORS {
                 sums[row][vector] = simd.mul_add_e_f32s(x, b[vector], sums[row][vector]);
             }
@@ -162,13 +187,17 @@ impl Apply<'_> {
         for start in (0..inputs).step_by(DEPTH) {
             let depth = DEPTH.min(inputs - start);
             let block = &linear.values.as_slice()[start * panels * panel..][..panels * panel * depth];
-            // What happens to the sums of this block: the first one replaces what `out` holds
-            // unless that is the residual, the last one applies the epilogue.
+            // The first block's sums replace what `out` holds, unless that is the residual; the
+            // last block's get the bias and what follows it.
             let add = start > 0 || epilogue == Epilogue::Residual;
-            let last = start + depth == inputs;
+            let ending = match (start + depth == inputs, epilogue) {
+                (false, _) => Ending::More,
+                (true, Epilogue::Bias | Epilogue::Residual) => Ending::Bias,
+                (true, Epilogue::Gelu) => Ending::Gelu,
+            };
             for (index, weights) in block.chunks_exact(depth * panel).enumerate() {
                 let column = index * panel;
-                let bias = &linear.bias.as_slice()[column..column + panel];
+                let (biases, _) = S::as_simd_f32s(&linear.bias.as_slice()[column..column + panel]);
                 let width = panel.min(outputs - column);
                 for first in (0..rows).step_by(ROWS) {
                     let sums = tile::<S, ROWS, TILE_VECTORS>(
@@ -180,23 +209,38 @@ impl Apply<'_> {
                     );
                     for (row, sums) in sums.into_iter().enumerate() {
                         let target = &mut out[(first + row) * outputs + column..][..width];
-                        let targets = target.chunks_mut(S::F32_LANES);
-                        let biases = bias.chunks(S::F32_LANES);
-                        for ((mut value, bias), target) in sums.into_iter().zip(biases).zip(targets) {
-                            if add {
-                                value = simd.add_f32s(value, simd.partial_load_f32s(target));
-                            }
-                            if last {
-                                value = simd.add_f32s(value, simd.partial_load_f32s(bias));
-                                if epilogue == Epilogue::Gelu {
-                                    value = gelu(simd, value);
-                                }
-                            }
-                            simd.partial_store_f32s(target, value);
+                        let (whole, tail) = S::as_mut_simd_f32s(target);
+                        for (target, (sum, bias)) in whole.iter_mut().zip(sums.into_iter().zip(biases)) {
+                            *target = finish(simd, sum, *target, add, *bias, ending);
+                        }
+                        if let (Some(sum), Some(bias)) = (sums.get(whole.len()), biases.get(whole.len())) {
+                            let old = simd.partial_load_f32s(tail);
+                            simd.partial_store_f32s(tail, finish(simd, *sum, old, add, *bias, ending));
                         }
                     }
                 }
             }
         }
+    }
+}
+
+/// What follows the addition of a block's sums.
+#[derive(Clone, Copy)]
+enum Ending {
+    /// Another block.
+    More,
+    Bias,
+    Gelu,
+}
+
+// A function rather than a closure: closures are compiled without vector instructions unless they
+// happen to be inlined.
+#[inline(always)]
+fn finish<S: Simd>(simd: S, sum: S::f32s, old: S::f32s, add: bool, bias: S::f32s, ending: Ending) -> S::f32s {
+    let sum = if add { simd.add_f32s(sum, old) } else { sum };
+    match ending {
+        Ending::More => sum,
+        Ending::Bias => simd.add_f32s(sum, bias),
+        Ending::Gelu => gelu(simd, simd.add_f32s(sum, bias)),
     }
 }
