@@ -31,7 +31,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         match argument.split_once('=') {
             Some(("threads", value)) => threads = value.parse()?,
             Some(("repeats", value)) => repeats = value.parse()?,
-            Some(("budgets", value)) => budgets = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
+            Some(("budgets", value)) => {
+                budgets = value.split(',').map(str::parse).collect::<Result<_, _>>()?
+            }
             _ => positional.push(PathBuf::from(argument)),
         }
     }

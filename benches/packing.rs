@@ -55,7 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Token counts of the distinct sequences of each segment, as a run has them.
 fn token_counts(file: &str) -> Result<Vec<Vec<u32>>, Box<dyn Error>> {
-    let job = format!("input.fasta = {file:?}\noutput.directory = \"unused\"\ninput.duplicate_ids = \"keep\"\n");
+    let job =
+        format!("input.fasta = {file:?}\noutput.directory = \"unused\"\ninput.duplicate_ids = \"keep\"\n");
     let path = std::env::current_dir()?.join("packing-bench.toml");
     let job = config::from_text(&job, &path, &[], &config::Surroundings::of_process()?)?;
     let stream = RecordStream::open(&job.input, &[Source::file(file)])?;

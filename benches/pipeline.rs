@@ -34,7 +34,9 @@ fn run(folder: &Path, count: u64, devices: u32, hidden: usize) -> Result<(), Box
     let job = folder.join("job.toml");
     std::fs::write(
         &job,
-        format!("input.fasta = \"orfs.fasta\"\noutput.directory = \"results\"\ndevices.use = \"sim:{devices}\"\n"),
+        format!(
+            "input.fasta = \"orfs.fasta\"\noutput.directory = \"results\"\ndevices.use = \"sim:{devices}\"\n"
+        ),
     )?;
     let began = Instant::now();
     let mut child = Command::new(env!("CARGO_BIN_EXE_virnucpro-orch"))

@@ -28,7 +28,8 @@ struct Report {
 pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<Exit, Failure> {
     let report = examine(probe());
     if arguments.json {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::because(Exit::Failed, &error))?;
+        let text =
+            serde_json::to_string_pretty(&report).map_err(|error| Failure::because(Exit::Failed, &error))?;
         crate::stdout::print(&format!("{text}\n"))?;
     } else {
         crate::stdout::print(&describe(&report))?;
@@ -73,15 +74,24 @@ fn describe(report: &Report) -> String {
     let mut lines = String::new();
     let mut line = |name: &str, text: String| lines += &format!("{name:<10} {text}\n");
     let unknown = || "unknown".to_owned();
-    let gibibytes = |bytes: Option<u64>| bytes.map_or_else(unknown, |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
+    let gibibytes = |bytes: Option<u64>| {
+        bytes.map_or_else(unknown, |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64))
+    };
     line("version", format!("{} (commit {})", report.version, report.commit));
     line("processor", report.cpu_model.clone().unwrap_or_else(unknown));
     line("threads", report.threads.map_or_else(unknown, |threads| threads.to_string()));
     line(
         "memory",
-        format!("{} available of {}", gibibytes(report.memory_available_bytes), gibibytes(report.memory_bytes)),
+        format!(
+            "{} available of {}",
+            gibibytes(report.memory_available_bytes),
+            gibibytes(report.memory_bytes)
+        ),
     );
-    line("cpu", format!("ready: fp32 with {} (found: {})", report.cpu_instructions, report.cpu_features.join(", ")));
+    line(
+        "cpu",
+        format!("ready: fp32 with {} (found: {})", report.cpu_instructions, report.cpu_features.join(", ")),
+    );
     match &report.nvidia_driver {
         Some(driver) => line("cuda", format!("not used: {}; this machine has one: {driver}", report.cuda)),
         None => line("cuda", format!("not used: {}; no NVIDIA driver is loaded here either", report.cuda)),
@@ -92,7 +102,8 @@ fn describe(report: &Report) -> String {
         Err(error) => line("demo", format!("damaged: {error}; build the program again")),
     }
     if report.hub_cache.is_empty() {
-        let how = "none in the local caches; on a machine with internet: hf download facebook/esm2_t33_650M_UR50D";
+        let how =
+            "none in the local caches; on a machine with internet: hf download facebook/esm2_t33_650M_UR50D";
         line("weights", how.to_owned());
     }
     for model in &report.hub_cache {

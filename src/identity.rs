@@ -31,25 +31,41 @@ pub(crate) fn identity(
     set("model.pooling", pooling(compute.pooling).to_owned());
     set("model.precision", precision(compute.precision).to_owned());
     set("input.max_residues", job.input.max_residues.map_or(0, |max| max.get()).to_string());
-    set("input.too_long", match job.input.too_long {
-        TooLong::Truncate => "truncate",
-        TooLong::PoolFirst => "pool-first",
-        TooLong::Stop => "stop",
-        TooLong::Skip => "skip",
-    }.to_owned());
-    set("input.gaps", match job.input.gaps {
-        Gaps::Keep => "keep",
-        Gaps::Remove => "remove",
-    }.to_owned());
-    set("input.on_bad_record", match job.input.on_bad_record {
-        OnBadRecord::Stop => "stop",
-        OnBadRecord::Skip => "skip",
-    }.to_owned());
+    set(
+        "input.too_long",
+        match job.input.too_long {
+            TooLong::Truncate => "truncate",
+            TooLong::PoolFirst => "pool-first",
+            TooLong::Stop => "stop",
+            TooLong::Skip => "skip",
+        }
+        .to_owned(),
+    );
+    set(
+        "input.gaps",
+        match job.input.gaps {
+            Gaps::Keep => "keep",
+            Gaps::Remove => "remove",
+        }
+        .to_owned(),
+    );
+    set(
+        "input.on_bad_record",
+        match job.input.on_bad_record {
+            OnBadRecord::Stop => "stop",
+            OnBadRecord::Skip => "skip",
+        }
+        .to_owned(),
+    );
     set("output.segment_sequences", job.output.segment_sequences.to_string());
-    set("output.float", match job.output.float {
-        Float::F32 => "f32",
-        Float::F16 => "f16",
-    }.to_owned());
+    set(
+        "output.float",
+        match job.output.float {
+            Float::F32 => "f32",
+            Float::F16 => "f16",
+        }
+        .to_owned(),
+    );
     set("input.files", inputs.len().to_string());
     for (number, input) in inputs.iter().enumerate() {
         set(&format!("input.sha256[{number}]"), input.sha256.clone());

@@ -7,10 +7,15 @@ use std::path::Path;
 use crate::cli::InitArguments;
 use crate::failure::{Exit, Failure};
 
+/// Where the demo job in the repository puts its results.
+const DEMO_RESULTS: &str = "../../results/demo";
+
 pub(crate) fn init(arguments: &InitArguments) -> Result<Exit, Failure> {
     let folder = &arguments.folder;
     std::fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
-    let job = if arguments.demo { config::demo::JOB } else { config::template() };
+    // In the repository the demo's results go outside the source folder; here they go beside the job.
+    let demo_job = config::demo::JOB.replace(DEMO_RESULTS, "results");
+    let job = if arguments.demo { demo_job.as_str() } else { config::template() };
     let mut files = vec![("job.toml", job), ("job.schema.json", config::SCHEMA)];
     if arguments.demo {
         files.push(("proteins.fasta", config::demo::PROTEINS));
@@ -30,7 +35,11 @@ pub(crate) fn init(arguments: &InitArguments) -> Result<Exit, Failure> {
 fn write(path: &Path, text: &str, force: bool) -> Result<(), Failure> {
     let mut options = File::options();
     options.write(true);
-    if force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     match options.open(path).and_then(|mut file| file.write_all(text.as_bytes())) {
         Ok(()) => crate::stdout::print(&format!("{}\n", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
 use indicatif::MultiProgress;
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::Layer;
 
 use crate::failure::{Exit, Failure};
 
@@ -89,5 +89,10 @@ impl Write for LogFile {
 
 /// Starts logging in a worker: level first, so that the orchestrator can pass the lines on.
 pub(crate) fn start_in_worker() {
-    tracing_subscriber::fmt().with_ansi(false).without_time().with_target(false).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .with_writer(io::stderr)
+        .init();
 }

@@ -59,7 +59,8 @@ pub(crate) fn plan(arguments: &PlanArguments) -> Result<Exit, Failure> {
     let scratch = scratch_folder()?;
     let plan = make(&job, compute, &scratch.0)?;
     if arguments.json {
-        let text = serde_json::to_string_pretty(&plan).map_err(|error| Failure::because(Exit::Failed, &error))?;
+        let text =
+            serde_json::to_string_pretty(&plan).map_err(|error| Failure::because(Exit::Failed, &error))?;
         crate::stdout::print(&format!("{text}\n"))?;
     } else {
         crate::stdout::print(&describe(&plan))?;
@@ -79,13 +80,14 @@ impl Drop for Scratch {
 
 fn scratch_folder() -> Result<Scratch, Failure> {
     let path = std::env::temp_dir().join(format!("virnucpro-orch-plan-{}", std::process::id()));
-    std::fs::create_dir_all(&path)
-        .map_err(|error| Failure::new(Exit::Failed, format!("failed to create `{}`: {error}", path.display())))?;
+    std::fs::create_dir_all(&path).map_err(|error| {
+        Failure::new(Exit::Failed, format!("failed to create `{}`: {error}", path.display()))
+    })?;
     Ok(Scratch(path))
 }
 
 fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, Failure> {
-    let sources = preparation::sources(job, &scratch.join("stdin.fasta"))?;
+    let sources = preparation::sources(job, &scratch.join("stdin.fasta"), false)?;
     let survey = preparation::survey_input(job, &sources, scratch, shows_bar(&job.telemetry))?;
     let Compute { model, devices, pooling, packing, limits, .. } = compute;
 
@@ -102,7 +104,8 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
             .collect();
         let batches = pack(&token_counts, packing);
         fill.add_all(&batches, &token_counts, packing.token_budget);
-        let tokens = |batch: &Vec<u32>| batch.iter().map(|&s| u64::from(token_counts[s as usize])).sum::<u64>();
+        let tokens =
+            |batch: &Vec<u32>| batch.iter().map(|&s| u64::from(token_counts[s as usize])).sum::<u64>();
         batch_tokens_max = batches.iter().map(tokens).max().unwrap_or(0).max(batch_tokens_max);
         if let Some(config) = model.config() {
             let of = |&tokens: &u32| f64::from(tokens) * config.flops_per_token(tokens as usize) as f64;
@@ -127,7 +130,10 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
             worker_weights: config.map_or(0, |config| 4 * config.parameters()),
             worker_activations: config
                 .map_or(0, |config| kernels::cpu::bytes_per_token(config) * batch_tokens_max),
-            orchestrator_results: rows_open * model.hidden as u64 * 4 * SEGMENTS_OPEN_MAX.min(segments) as u64,
+            orchestrator_results: rows_open
+                * model.hidden as u64
+                * 4
+                * SEGMENTS_OPEN_MAX.min(segments) as u64,
         },
         operations: config.map(|_| operations),
         model: PlannedModel {
@@ -166,7 +172,10 @@ fn describe(plan: &Plan) -> String {
         ),
     );
     for rejected in first_rejected {
-        line("  rejected", format!("{}:{} `{}`: {}", rejected.file, rejected.line, rejected.id, rejected.reason));
+        line(
+            "  rejected",
+            format!("{}:{} `{}`: {}", rejected.file, rejected.line, rejected.id, rejected.reason),
+        );
     }
     if let Some(longest) = longest {
         line("longest", format!("{} residues (`{}`)", grouped(longest.residues), longest.id));
@@ -206,6 +215,9 @@ fn describe(plan: &Plan) -> String {
         ),
     );
     let parts = grouped(plan.segments.max(1));
-    line("output", format!("{parts} parts, {} MiB of numbers before compression", mebibytes(plan.output_bytes)));
+    line(
+        "output",
+        format!("{parts} parts, {} MiB of numbers before compression", mebibytes(plan.output_bytes)),
+    );
     lines
 }

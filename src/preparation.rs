@@ -96,7 +96,8 @@ pub(crate) fn compute(job: &Job) -> Result<Compute, Failure> {
         config::Precision::Auto | config::Precision::Fp32 => Precision::Fp32,
         wanted @ (config::Precision::Bf16 | config::Precision::Fp16) if simulated == 0 => {
             let name = if wanted == config::Precision::Bf16 { "bf16" } else { "fp16" };
-            let text = format!("precision `{name}` cannot be used: the CPU engine of this version computes in fp32");
+            let text =
+                format!("precision `{name}` cannot be used: the CPU engine of this version computes in fp32");
             return Err(Failure::new(Exit::Usage, text).hint("set model.precision = \"auto\" or \"fp32\""));
         }
         config::Precision::Bf16 => Precision::Bf16,
@@ -122,9 +123,9 @@ pub(crate) fn compute(job: &Job) -> Result<Compute, Failure> {
             name: device.to_string(),
             engine: match device {
                 Device::Sim(device) => EngineChoice::Sim { device, program: program.clone() },
-                Device::Cpu | Device::Cuda(_) => EngineChoice::Cpu {
-                    weights: weights.clone().expect("real devices have weights"),
-                },
+                Device::Cpu | Device::Cuda(_) => {
+                    EngineChoice::Cpu { weights: weights.clone().expect("real devices have weights") }
+                }
             },
             options: options.clone(),
         })
@@ -148,7 +149,8 @@ fn open_model(source: &ModelSource) -> Result<(Model, WeightsChoice), Failure> {
     };
     let path = match source {
         ModelSource::Demo => {
-            let model = Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS).map_err(failed)?;
+            let model =
+                Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS).map_err(failed)?;
             return Ok((model, WeightsChoice::Demo));
         }
         ModelSource::Folder(path) => ModelPath::Folder(path.clone()),
@@ -159,24 +161,66 @@ fn open_model(source: &ModelSource) -> Result<(Model, WeightsChoice), Failure> {
     Ok((Model::open(&path).map_err(failed)?, WeightsChoice::Path(path)))
 }
 
-/// The inputs of a job as files; standard input is kept at `spool` first.
+/// The inputs of a job as files; standard input is kept at `kept` first.
+///
+/// `fresh`: what is piped in replaces what was kept by an earlier run.
 ///
 /// # Errors
 /// If standard input cannot be read or kept.
-pub(crate) fn sources(job: &Job, spool: &Path) -> Result<Vec<Source>, InputError> {
-    use std::io::IsTerminal;
+pub(crate) fn sources(job: &Job, kept: &Path, fresh: bool) -> Result<Vec<Source>, InputError> {
     let mut sources = Vec::new();
     for source in &job.input.fasta {
         sources.push(match source {
             InputSource::File(path) => Source::file(path),
-            // Resumed from a terminal, where nothing is piped in: what was kept is the input.
-            InputSource::Stdin if std::io::stdin().is_terminal() && spool.is_file() => {
-                Source::spooled_stdin(spool)
-            }
-            InputSource::Stdin => actors::fasta::spool_stdin(&mut std::io::stdin().lock(), spool)?,
+            InputSource::Stdin => keep_stdin(kept, fresh)?,
         });
     }
     Ok(sources)
+}
+
+/// Keeps standard input at `kept`, without ever losing what an earlier run kept there.
+///
+/// Nothing piped in (a terminal, `</dev/null` of a batch job) means: the input is what was kept. Other
+/// content stays beside it; the run is then refused as another job, unless `fresh`.
+fn keep_stdin(kept: &Path, fresh: bool) -> Result<Source, InputError> {
+    use std::io::IsTerminal;
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() && kept.is_file() {
+        return Ok(Source::spooled_stdin(kept));
+    }
+    let arriving = kept.with_file_name("stdin-new.fasta");
+    let arrived = actors::fasta::spool_stdin(&mut stdin.lock(), &arriving)?;
+    let spool = |source| InputError::Spool { path: kept.to_owned(), source };
+    if kept.is_file() {
+        let nothing = std::fs::metadata(&arriving).map_err(spool)?.len() == 0;
+        if nothing || same_content(&arriving, kept).map_err(spool)? {
+            std::fs::remove_file(&arriving).map_err(spool)?;
+            return Ok(Source::spooled_stdin(kept));
+        }
+        if !fresh {
+            return Ok(arrived);
+        }
+    }
+    std::fs::rename(&arriving, kept).map_err(spool)?;
+    Ok(Source::spooled_stdin(kept))
+}
+
+fn same_content(one: &Path, other: &Path) -> std::io::Result<bool> {
+    use std::fs::File;
+    use std::io::{BufRead, BufReader};
+    let (mut one, mut other) = (BufReader::new(File::open(one)?), BufReader::new(File::open(other)?));
+    loop {
+        let (ours, theirs) = (one.fill_buf()?, other.fill_buf()?);
+        let common = ours.len().min(theirs.len());
+        if common == 0 {
+            return Ok(ours.is_empty() && theirs.is_empty());
+        }
+        if ours[..common] != theirs[..common] {
+            return Ok(false);
+        }
+        one.consume(common);
+        other.consume(common);
+    }
 }
 
 /// Reads the whole input once, with a bar on a terminal.

@@ -43,22 +43,24 @@ pub(crate) async fn show(telemetry: config::Telemetry, snapshots: watch::Receive
 }
 
 async fn show_bar(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
-    let bar = bar(true, "{prefix:8} [{bar:32}] {percent:>3} %  {wide_msg}");
+    let bar = bar(true, "{prefix:9} [{bar:20}] {percent:>3} %  {wide_msg}");
     bar.set_prefix("loading");
     loop {
         let ended = snapshots.changed().await.is_err();
         let snapshot = snapshots.borrow_and_update().clone();
         bar.set_length(snapshot.residues_total);
-        bar.set_position((snapshot.residues_resumed + snapshot.residues_computed()).min(snapshot.residues_total));
+        bar.set_position(
+            (snapshot.residues_resumed + snapshot.residues_computed()).min(snapshot.residues_total),
+        );
         bar.set_prefix(activity(&snapshot));
         bar.set_message(format!(
-            "{} of {} records, {} tokens/s, fill {:.1} %{}{}",
-            grouped(snapshot.records_committed),
-            grouped(snapshot.records_total),
+            "{} tokens/s{}{}, {:.1} % full, {} of {} records committed",
             grouped(snapshot.tokens_per_s_now as u64),
-            100.0 * snapshot.fill.mean(),
             remaining(&snapshot),
             troubles(&snapshot),
+            100.0 * snapshot.fill.mean(),
+            grouped(snapshot.records_committed),
+            grouped(snapshot.records_total),
         ));
         if ended {
             break;
@@ -154,6 +156,9 @@ mod tests {
     #[test]
     fn numbers_and_times_read_well() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([0.25, 59.4, 200.0, 18_420.0].map(duration), ["0.2 s", "59 s", "3 min 20 s", "5 h 07 min"]);
+        assert_eq!(
+            [0.25, 59.4, 200.0, 18_420.0].map(duration),
+            ["0.2 s", "59 s", "3 min 20 s", "5 h 07 min"]
+        );
     }
 }

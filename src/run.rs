@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actors::fasta::FileDigest;
 use actors::identity::SegmentId;
-use actors::manifest::{FORMAT, Manifest, ModelEntry, ResultFolder, RunStatus, SegmentEntry, Session, Totals};
+use actors::manifest::{
+    FORMAT, Manifest, ModelEntry, ResultFolder, RunStatus, SegmentEntry, Session, Totals,
+};
 use actors::part::PartSchema;
 use actors::restart::RestartPolicy;
 use actors::{Outcome, Run, RunEnd, RunPlan, WorkerCommand};
@@ -117,7 +119,9 @@ struct Surveyed {
 }
 
 fn survey(job: &Job, compute: &Compute, folder: &ResultFolder, bar: bool) -> Result<Surveyed, Failure> {
-    let sources = preparation::sources(job, &folder.spooled_stdin())?;
+    // Without a manifest, be it after `--fresh`, nothing refers to an input that was kept before.
+    let fresh = !folder.manifest().is_file();
+    let sources = preparation::sources(job, &folder.spooled_stdin(), fresh)?;
     let survey = preparation::survey_input(job, &sources, &folder.state().join("scratch"), bar)?;
     tracing::info!(
         files = survey.files.len(),
@@ -142,8 +146,9 @@ fn resume(
         for (key, there, here) in differences {
             failure = failure.hint(format!("{key} was {there}, now {here}"));
         }
-        return Err(failure
-            .hint("choose another output.directory, or delete the earlier result with --fresh"));
+        return Err(
+            failure.hint("choose another output.directory, or delete the earlier result with --fresh")
+        );
     }
     let segments: Vec<(u32, SegmentEntry)> =
         manifest.segments.iter().map(|(&segment, entry)| (segment, entry.clone())).collect();
@@ -338,16 +343,19 @@ fn write_empty_part(
     let summary = actors::part::write_part(&folder.0.join(&part), &schema, &metadata, [])
         .map_err(|error| Failure::because(Exit::Failed, &error))?;
     tracing::warn!("the input holds no records: the result is an empty table");
-    manifest.commit(segment, SegmentEntry {
-        first_index: 0,
-        records: 0,
-        rows: 0,
-        failed: 0,
-        residues: 0,
-        part,
-        bytes: summary.bytes,
-        sha256: summary.checksum.to_string(),
-    });
+    manifest.commit(
+        segment,
+        SegmentEntry {
+            first_index: 0,
+            records: 0,
+            rows: 0,
+            failed: 0,
+            residues: 0,
+            part,
+            bytes: summary.bytes,
+            sha256: summary.checksum.to_string(),
+        },
+    );
     Ok(())
 }
 

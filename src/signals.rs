@@ -51,9 +51,9 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
     let (sender, mut received) = tokio::sync::mpsc::channel(4);
     for (name, mut signal) in signals.drain(..) {
         let sender = sender.clone();
-        tokio::spawn(async move {
-            while signal.recv().await.is_some() && sender.send(name).await.is_ok() {}
-        });
+        tokio::spawn(
+            async move { while signal.recv().await.is_some() && sender.send(name).await.is_ok() {} },
+        );
     }
     tokio::spawn(async move {
         if let Some(name) = received.recv().await {

@@ -42,7 +42,10 @@ pub(crate) fn print(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snaps
         line("restarts", snapshot.restarts.to_string());
     }
     if counts.truncated > 0 {
-        line("truncated", format!("{} sequences (column `length` exceeds max_residues)", grouped(counts.truncated)));
+        line(
+            "truncated",
+            format!("{} sequences (column `length` exceeds max_residues)", grouped(counts.truncated)),
+        );
     }
     if counts.pooled_first > 0 {
         line("pooled", format!("{} sequences over their first max_residues", grouped(counts.pooled_first)));

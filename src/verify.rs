@@ -19,7 +19,8 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
         RunStatus::Done => {}
         status @ (RunStatus::Running | RunStatus::Stopped | RunStatus::Failed) => {
             let why = manifest.reason.as_deref().map_or(String::new(), |reason| format!(": {reason}"));
-            problems.push(format!("the run is not done, its status is {status:?}{why}").to_lowercase());
+            let status = format!("{status:?}").to_lowercase();
+            problems.push(format!("the run is not done, its status is {status}{why}"));
         }
     }
     let mut next = 0;
@@ -97,9 +98,8 @@ fn check_failed_list(folder: &ResultFolder, manifest: &Manifest) -> Option<Strin
         Ok(text) => text.lines().count().saturating_sub(1) as u64,
         Err(error) => return Some(format!("`{}` cannot be read: {error}", path.display())),
     };
-    (lines != manifest.totals.failed).then(|| {
-        format!("`{}` lists {lines} records, expected {}", path.display(), manifest.totals.failed)
-    })
+    (lines != manifest.totals.failed)
+        .then(|| format!("`{}` lists {lines} records, expected {}", path.display(), manifest.totals.failed))
 }
 
 fn foreign_parts(folder: &ResultFolder, manifest: &Manifest) -> Vec<String> {

@@ -96,10 +96,7 @@ fn leave_signals_to_the_orchestrator() -> std::io::Result<()> {
     Ok(())
 }
 
-fn spawn(
-    name: &str,
-    work: impl FnOnce() + Send + 'static,
-) -> Result<std::thread::JoinHandle<()>, Failure> {
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<std::thread::JoinHandle<()>, Failure> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(work)
@@ -160,16 +157,15 @@ fn load(assignment: &Assignment) -> Result<Box<dyn Engine>, EngineError> {
     match &assignment.engine {
         EngineChoice::Cpu { weights } => {
             let model = match weights {
-                WeightsChoice::Demo => {
-                    Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS)
-                }
+                WeightsChoice::Demo => Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS),
                 WeightsChoice::Path(path) => Model::open(path),
             };
             let model = model.map_err(|error| EngineError::Model(actors::error_chain(&error)))?;
             Ok(Box::new(CpuEngine::load(&model, options)?))
         }
         EngineChoice::Sim { device, program } => {
-            let program = SimProgram::parse(program).map_err(|error| EngineError::Model(error.to_string()))?;
+            let program =
+                SimProgram::parse(program).map_err(|error| EngineError::Model(error.to_string()))?;
             let generation = assignment.worker.generation.0;
             Ok(Box::new(SimEngine::load(program, *device, generation, options)?))
         }

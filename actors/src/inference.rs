@@ -258,7 +258,8 @@ impl InferenceState {
 
     fn returned(&mut self, batch: BatchId) -> Result<(), ActorProcessingErr> {
         let position = self.held.iter().position(|&held| held == batch);
-        let position = position.ok_or_else(|| format!("worker answered batch {batch}, which it does not hold"))?;
+        let position =
+            position.ok_or_else(|| format!("worker answered batch {batch}, which it does not hold"))?;
         self.held.remove(position);
         self.ticked_at = Instant::now();
         Ok(())

@@ -122,7 +122,10 @@ impl Ledger {
     /// Forgets a segment whose sequences are all settled.
     pub fn close_segment(&mut self, segment: SegmentId) {
         let entry = self.segments.remove(&segment);
-        assert!(entry.is_some_and(|entry| entry.unsettled == 0), "segment {segment} closed before it was done");
+        assert!(
+            entry.is_some_and(|entry| entry.unsettled == 0),
+            "segment {segment} closed before it was done"
+        );
     }
 
     /// Whether every sequence of an open segment is done or quarantined.
@@ -178,7 +181,12 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Stale`] if `worker` does not hold it.
-    pub fn fail(&mut self, worker: Worker, batch: BatchId, error: &EngineError) -> Result<Vec<Verdict>, Stale> {
+    pub fn fail(
+        &mut self,
+        worker: Worker,
+        batch: BatchId,
+        error: &EngineError,
+    ) -> Result<Vec<Verdict>, Stale> {
         let entry = self.take_from(worker, batch)?;
         self.proven.insert(worker);
         Ok(self.judge(batch, entry, error))
@@ -308,7 +316,9 @@ impl Ledger {
 
     fn take_from(&mut self, worker: Worker, batch: BatchId) -> Result<BatchEntry, Stale> {
         match self.batches.get(&batch) {
-            Some(entry) if entry.holder == Some(worker) => Ok(self.batches.remove(&batch).expect("just found")),
+            Some(entry) if entry.holder == Some(worker) => {
+                Ok(self.batches.remove(&batch).expect("just found"))
+            }
             Some(_) | None => Err(Stale),
         }
     }
@@ -350,7 +360,8 @@ mod tests {
             ]
         );
         // The innocent one goes first, the suspect last.
-        let order: Vec<_> = std::iter::from_fn(|| ledger.lease(worker(1, 0))).map(|lease| lease.batch).collect();
+        let order: Vec<_> =
+            std::iter::from_fn(|| ledger.lease(worker(1, 0))).map(|lease| lease.batch).collect();
         assert_eq!(order, [second.batch, BatchId(2), first.batch]);
     }
 
@@ -409,7 +420,12 @@ mod tests {
     }
 
     /// One device that fails every batch holding a poison sequence, in the way that `poison` says.
-    fn run_to_the_end(sequences: u32, poison: &BTreeSet<u32>, attempts_max: u32, crash: bool) -> (BTreeSet<u32>, usize) {
+    fn run_to_the_end(
+        sequences: u32,
+        poison: &BTreeSet<u32>,
+        attempts_max: u32,
+        crash: bool,
+    ) -> (BTreeSet<u32>, usize) {
         let mut ledger = Ledger::new(attempts_max);
         let batches = (0..sequences).collect::<Vec<_>>().chunks(7).map(<[u32]>::to_vec).collect();
         ledger.open_segment(SEGMENT, sequences as usize, batches);
@@ -461,7 +477,7 @@ mod tests {
             let mut generations = [0u32; 3];
             let mut held: Vec<Vec<Lease>> = vec![Vec::new(); 3];
             let mut settled = vec![0u32; 40];
-            let mut apply = |verdicts: Vec<Verdict>, settled: &mut Vec<u32>| for verdict in verdicts {
+            let apply = |verdicts: Vec<Verdict>, settled: &mut Vec<u32>| for verdict in verdicts {
                 if let Verdict::Quarantined { sequence, .. } = verdict { settled[sequence as usize] += 1; }
             };
             // Random faults, then every device works to the end.

@@ -291,7 +291,10 @@ impl Manifest {
     }
 
     /// The identities that differ: key, value here, value there.
-    pub fn differences<'a>(&'a self, other: &'a BTreeMap<String, String>) -> Vec<(&'a str, &'a str, &'a str)> {
+    pub fn differences<'a>(
+        &'a self,
+        other: &'a BTreeMap<String, String>,
+    ) -> Vec<(&'a str, &'a str, &'a str)> {
         let absent = "(absent)";
         let mut keys: Vec<&String> = self.identity.keys().chain(other.keys()).collect();
         keys.sort();
@@ -320,7 +323,11 @@ impl SegmentEntry {
         let found: PartChecksum = part::checksum(&path)?;
         let found = found.to_string();
         if found != self.sha256 {
-            return Err(PartFault::Checksum { part: self.part.clone(), found, expected: self.sha256.clone() });
+            return Err(PartFault::Checksum {
+                part: self.part.clone(),
+                found,
+                expected: self.sha256.clone(),
+            });
         }
         Ok(())
     }

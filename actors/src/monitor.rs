@@ -94,7 +94,9 @@ fn process_usage(process: u32) -> Option<ProcessUsage> {
     let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok());
     let ticks = field(14)? + field(15)?;
     Some(ProcessUsage {
-        processor_time: Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64),
+        processor_time: Duration::from_secs_f64(
+            ticks as f64 / rustix::param::clock_ticks_per_second() as f64,
+        ),
         resident_bytes: field(24)? * rustix::param::page_size() as u64,
     })
 }

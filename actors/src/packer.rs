@@ -14,7 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::failed::{FailedRecord, Stage};
 use crate::identity::{BatchId, SegmentId, Worker};
 use crate::inference::InferenceMessage;
-use crate::ledger::{Ledger, Lease, Verdict};
+use crate::ledger::{Lease, Ledger, Verdict};
 use crate::packing::{PackingPlan, pack};
 use crate::reader::ReaderMessage;
 use crate::segment::Segment;
@@ -342,7 +342,8 @@ impl PackerState {
     }
 
     fn ask_reader(&mut self) -> Result<(), ActorProcessingErr> {
-        let wanted = self.open.len() < SEGMENTS_OPEN_MAX && !self.reading && !self.input_ended && !self.stopping;
+        let wanted =
+            self.open.len() < SEGMENTS_OPEN_MAX && !self.reading && !self.input_ended && !self.stopping;
         if let Some(reader) = self.reader.as_ref().filter(|_| wanted) {
             reader.cast(ReaderMessage::ReadSegment)?;
             self.reading = true;

@@ -14,7 +14,9 @@ use crate::packing::PackingPlan;
 use crate::part::PartSchema;
 use crate::restart::RestartPolicy;
 use crate::segment::SegmentLimits;
-use crate::supervisor::{DevicePlan, Outcome, StopReason, Supervisor, SupervisorArguments, SupervisorMessage};
+use crate::supervisor::{
+    DevicePlan, Outcome, StopReason, Supervisor, SupervisorArguments, SupervisorMessage,
+};
 use crate::telemetry::{DeviceState, DeviceView, Snapshot};
 
 /// Everything a run needs; nothing in it is validated again.
@@ -99,16 +101,20 @@ impl Run {
             records_committed: plan.manifest.totals.records,
             residues_committed: plan.manifest.totals.residues,
             failed: plan.manifest.totals.failed,
-            devices: plan.devices.iter().map(|device| DeviceView {
-                name: device.name.clone(),
-                state: DeviceState::Loading,
-                generation: 0,
-                tokens: 0,
-                compute_s: 0.0,
-                cpu_cores: None,
-                resident_bytes: None,
-                last_error: None,
-            }).collect(),
+            devices: plan
+                .devices
+                .iter()
+                .map(|device| DeviceView {
+                    name: device.name.clone(),
+                    state: DeviceState::Loading,
+                    generation: 0,
+                    tokens: 0,
+                    compute_s: 0.0,
+                    cpu_cores: None,
+                    resident_bytes: None,
+                    last_error: None,
+                })
+                .collect(),
             ..Snapshot::default()
         };
         let (publisher, snapshots) = watch::channel(Arc::new(first_snapshot.clone()));

@@ -71,9 +71,18 @@ pub struct DevicePlan {
 
 /// What the supervisor is told.
 pub(crate) enum SupervisorMessage {
-    WorkerStarted { worker: Worker, process: Option<u32> },
-    WorkerReady { worker: Worker, description: EngineDescription },
-    WorkerGone { worker: Worker, departure: Departure },
+    WorkerStarted {
+        worker: Worker,
+        process: Option<u32>,
+    },
+    WorkerReady {
+        worker: Worker,
+        description: EngineDescription,
+    },
+    WorkerGone {
+        worker: Worker,
+        departure: Departure,
+    },
     DeviceProgressed(Worker),
     Respawn(DeviceIndex),
     InputFailed(InputError),
@@ -246,7 +255,12 @@ impl Actor for Supervisor {
             }
             SupervisorMessage::WorkerReady { worker, description } => {
                 let name = &state.devices[worker.device.0].plan.name;
-                tracing::info!(device = name, generation = worker.generation.0, engine = description.name, "ready");
+                tracing::info!(
+                    device = name,
+                    generation = worker.generation.0,
+                    engine = description.name,
+                    "ready"
+                );
                 state.report(worker.device, DeviceState::Ready);
             }
             SupervisorMessage::WorkerGone { worker, departure } => state.lost(&myself, worker, departure)?,
@@ -297,9 +311,7 @@ impl Actor for Supervisor {
                 myself.cast(SupervisorMessage::WorkerGone { worker, departure })?;
             }
             Some(Role::Monitor(device)) => {
-                if !matches!(state.phase, Phase::Ended) {
-                    tracing::warn!(device = state.devices[device.0].plan.name, error, "monitor failed");
-                }
+                tracing::warn!(device = state.devices[device.0].plan.name, error, "monitor failed");
             }
             Some(Role::Pipeline(actor)) => {
                 let reason = StopReason::ActorFailed { actor, error };
@@ -389,13 +401,19 @@ impl SupervisorState {
             Departure::Unusable(reason) => (reason, true),
         };
         slot.last_error = Some(reason.clone());
-        let jitter = u64::from(std::process::id()) * 31 + device.0 as u64 * 389 + u64::from(worker.generation.0);
+        let jitter =
+            u64::from(std::process::id()) * 31 + device.0 as u64 * 389 + u64::from(worker.generation.0);
         let decision =
             if hopeless { RestartDecision::Retire } else { slot.history.failed(self.policy, jitter) };
         let name = &slot.plan.name;
         match decision {
             RestartDecision::After(pause) => {
-                tracing::warn!(device = name, reason, pause_ms = pause.as_millis() as u64, "device failed, restarting");
+                tracing::warn!(
+                    device = name,
+                    reason,
+                    pause_ms = pause.as_millis() as u64,
+                    "device failed, restarting"
+                );
                 slot.generation = slot.generation.next();
                 slot.stage = Stage::Pausing;
                 myself.send_after(pause, move || SupervisorMessage::Respawn(device));

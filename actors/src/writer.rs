@@ -153,8 +153,9 @@ impl Actor for Writer {
         myself: ActorRef<Self::Msg>,
         arguments: WriterArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let WriterArguments { folder, manifest, schema, part_metadata, packer, supervisor, telemetry, .. } =
-            arguments;
+        let WriterArguments {
+            folder, manifest, schema, part_metadata, packer, supervisor, telemetry, ..
+        } = arguments;
         let (sealed, received) = flume::bounded::<Assembly>(SEGMENTS_OPEN_MAX);
         let stop = Arc::new(AtomicBool::new(false));
         let committer = Committer {
@@ -302,7 +303,10 @@ impl Assembly {
     }
 
     fn delivered_records(&self) -> impl Iterator<Item = &RecordEntry> {
-        self.opened.records.iter().filter(|record| self.state[record.sequence as usize] == Delivery::Delivered)
+        self.opened
+            .records
+            .iter()
+            .filter(|record| self.state[record.sequence as usize] == Delivery::Delivered)
     }
 
     fn rows(&self) -> impl Iterator<Item = PartRow<'_>> {
@@ -432,7 +436,13 @@ mod tests {
     use super::*;
 
     fn assembly() -> Assembly {
-        let record = |index, sequence| RecordEntry { index, id: format!("r{index}"), length: 3, residues: 3, sequence };
+        let record = |index, sequence| RecordEntry {
+            index,
+            id: format!("r{index}"),
+            length: 3,
+            residues: 3,
+            sequence,
+        };
         let opened = OpenedSegment {
             segment: SegmentId(0),
             first_index: 0,
