@@ -83,12 +83,13 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The sequences of a plain FASTA file.
+/// The sequences of a plain FASTA file, empty records left out.
 fn read(path: &PathBuf) -> Result<Vec<Vec<u8>>, Box<dyn std::error::Error>> {
     let mut text = String::new();
     std::fs::File::open(path)?.read_to_string(&mut text)?;
     let records = text.split('>').filter(|record| !record.trim().is_empty());
-    Ok(records.map(|record| record.lines().skip(1).flat_map(str::bytes).collect()).collect())
+    let sequences = records.map(|record| record.lines().skip(1).flat_map(str::bytes).collect::<Vec<u8>>());
+    Ok(sequences.filter(|residues| !residues.is_empty()).collect())
 }
 
 /// Batches of at most `budget` tokens, or of one sequence, in input order.
