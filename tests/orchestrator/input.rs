@@ -244,6 +244,11 @@ fn standard_input_is_read_from_a_pipe_and_kept_for_resuming() {
     // Other data on the pipe is another job.
     let other = Running::start_fed(&mut job.command_into("results"), b">other\nMKV\n").finish();
     other.expect(2).says(["input.sha256[0]"]);
+    // Neither that nor an empty pipe (`</dev/null` of a batch job) touches what was kept.
+    Running::start_fed(&mut job.command_into("results"), b"").finish().expect(0).says(["nothing to do"]);
+    let mut fresh = job.command_into("results");
+    fresh.arg("--fresh");
+    Running::start_fed(&mut fresh, b">other\nMKV\n").finish().expect(0).says(["1, 3 residues"]);
 }
 
 #[test]
