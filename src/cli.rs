@@ -13,7 +13,7 @@ Exit codes:
   1    failed
   2    usage or configuration
   3    finished, with records rejected or quarantined (listed in failed.tsv)
-  4    incomplete (verify)
+  4    incomplete (verify, export)
   5    bad input
   75   stopped, or all devices lost: the same command goes on
   130  second interrupt";

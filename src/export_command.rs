@@ -19,9 +19,13 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
     let summary =
         crate::export::export(&parts, arguments.to, &output, arguments.force, &manifest.model.source)
             .map_err(|error| Failure::because(Exit::Failed, &error))?;
-    eprintln!("exported {} records to {}", grouped(summary.records), arguments.to.name());
+    crate::stderr::say(format_args!(
+        "exported {} records to {}",
+        grouped(summary.records),
+        arguments.to.name()
+    ));
     for note in &summary.notes {
-        eprintln!("note: {note}");
+        crate::stderr::say(format_args!("note: {note}"));
     }
     for file in &summary.files {
         crate::stdout::print(&format!("{}\n", file.display()))?;

@@ -75,14 +75,14 @@ impl Failure {
     /// Prints it to standard error.
     pub(crate) fn print(&self) {
         match &self.report {
-            Report::Config(error) => eprintln!("{:?}", ConfigReport(error)),
+            Report::Config(error) => crate::stderr::say(format_args!("{:?}", ConfigReport(error))),
             Report::Text { message, causes, hints } => {
-                eprintln!("error: {message}");
+                crate::stderr::say(format_args!("error: {message}"));
                 for cause in causes {
-                    eprintln!("  caused by: {cause}");
+                    crate::stderr::say(format_args!("  caused by: {cause}"));
                 }
                 for hint in hints {
-                    eprintln!("hint: {hint}");
+                    crate::stderr::say(format_args!("hint: {hint}"));
                 }
             }
         }

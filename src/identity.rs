@@ -27,6 +27,11 @@ pub(crate) fn identity(
     set("values_version", VALUES_VERSION.to_owned());
     set("model.sha256", model_sha256.to_owned());
     set("model.hidden", compute.model.hidden.to_string());
+    if let Some(config) = compute.model.config() {
+        set("model.layer_norm_eps", config.layer_norm_eps.to_string());
+        set("model.token_dropout", config.token_dropout.to_string());
+        set("model.heads", config.heads.to_string());
+    }
     set("model.layer", compute.layer.to_string());
     set("model.pooling", pooling(compute.pooling).to_owned());
     set("model.precision", precision(compute.precision).to_owned());

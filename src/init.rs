@@ -25,9 +25,9 @@ pub(crate) fn init(arguments: &InitArguments) -> Result<Exit, Failure> {
     }
     let job = folder.join("job.toml");
     if arguments.demo {
-        eprintln!("next: virnucpro-orch run {}", job.display());
+        crate::stderr::say(format_args!("next: virnucpro-orch run {}", job.display()));
     } else {
-        eprintln!("next: edit {0}, then: virnucpro-orch plan {0}", job.display());
+        crate::stderr::say(format_args!("next: edit {0}, then: virnucpro-orch plan {0}", job.display()));
     }
     Ok(Exit::Done)
 }

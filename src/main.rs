@@ -18,6 +18,7 @@ mod progress;
 mod result_folder;
 mod run;
 mod signals;
+mod stderr;
 mod stdout;
 mod summary;
 mod verify;

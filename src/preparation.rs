@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use actors::DevicePlan;
-use actors::fasta::{InputError, Source, Survey, survey};
+use actors::fasta::{FileStamp, InputError, Source, Survey, survey};
 use actors::packing::PackingPlan;
 use actors::protocol::{EngineChoice, WeightsChoice};
 use actors::segment::SegmentLimits;
@@ -158,7 +158,20 @@ fn open_model(source: &ModelSource) -> Result<(Model, WeightsChoice), Failure> {
         ModelSource::FairEsm(path) => ModelPath::FairEsm(path.clone()),
         ModelSource::Hub(name) => kernels::model::hub::resolve(name).map_err(failed)?,
     };
-    Ok((Model::open(&path).map_err(failed)?, WeightsChoice::Path(path)))
+    let model = Model::open(&path).map_err(failed)?;
+    let stamps = weight_stamps(&model).map_err(|error| {
+        Failure::new(Exit::Failed, format!("failed to look at `{}`: {error}", model.name()))
+    })?;
+    let config = model.config().clone();
+    Ok((model, WeightsChoice::Path { path, config, stamps }))
+}
+
+/// What tells whether a model's weight files are still the same.
+///
+/// # Errors
+/// If one of them is gone.
+pub(crate) fn weight_stamps(model: &Model) -> std::io::Result<Vec<FileStamp>> {
+    model.files().iter().map(|file| FileStamp::of(file)).collect()
 }
 
 /// The inputs of a job as files; standard input is kept at `kept` first.

@@ -23,6 +23,12 @@ impl LockedFolder {
     /// If it cannot be written to, or another run holds it.
     pub(crate) fn open(directory: &Path) -> Result<Self, Failure> {
         let folder = ResultFolder(directory.to_owned());
+        let ours = folder.state().is_dir() || folder.manifest().is_file();
+        if let Some(foreign) = [folder.failed(), folder.log()].into_iter().find(|path| !ours && path.exists())
+        {
+            let text = format!("`{}` exists and is not of an earlier run", foreign.display());
+            return Err(Failure::new(Exit::Usage, text).hint("choose another output.directory"));
+        }
         for path in [folder.embeddings(), folder.state()] {
             fs::create_dir_all(&path).map_err(|error| failed("create", &path, &error))?;
         }
@@ -57,7 +63,7 @@ impl LockedFolder {
     /// If a file cannot be deleted.
     pub(crate) fn clear(&self) -> Result<(), Failure> {
         // The manifest first: without it nothing here counts as a result.
-        for path in [self.folder.manifest(), self.folder.failed(), self.folder.log()] {
+        for path in [self.folder.manifest(), self.folder.failed()] {
             remove(&path)?;
         }
         self.remove_parts_except(&[])?;

@@ -1,10 +1,10 @@
 //! The command `run`: prepares a job, starts or resumes it, and sees it to its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use actors::fasta::FileDigest;
+use actors::fasta::{FileDigest, FileStamp, InputError};
 use actors::identity::SegmentId;
 use actors::manifest::{
     FORMAT, Manifest, ModelEntry, ResultFolder, RunStatus, SegmentEntry, Session, Totals,
@@ -41,9 +41,6 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     signals::listen(target.clone()).map_err(|error| Failure::because(Exit::Failed, &error))?;
     let compute = preparation::compute(job)?;
     let locked = LockedFolder::open(&job.output.directory)?;
-    if arguments.fresh {
-        locked.clear()?;
-    }
     let bar = progress::shows_bar(&job.telemetry);
     logging::start(&job.telemetry, &locked.folder.log(), bar)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), job = %job.file.display(), "starting");
@@ -52,23 +49,28 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     }
 
     let folder = locked.folder.clone();
+    let fresh = arguments.fresh;
     let (job_copy, compute, surveyed) = {
         let job = job.clone();
         tokio::task::spawn_blocking(move || {
-            let surveyed = survey(&job, &compute, &folder, bar);
+            let surveyed = survey(&job, &compute, &folder, fresh, bar);
             (job, compute, surveyed)
         })
         .await
         .map_err(|error| Failure::because(Exit::Failed, &error))?
     };
     let job = &job_copy;
-    let Surveyed { sources, survey, model_sha256 } = match surveyed {
+    let Surveyed { sources, stamps, survey, model_sha256 } = match surveyed {
         Ok(surveyed) => surveyed,
         Err(failure) => {
             tracing::error!(error = failure.line(), "the input cannot be used");
             return Err(failure);
         }
     };
+    if fresh {
+        // Only now: bad input or weights must not cost the earlier result.
+        locked.clear()?;
+    }
     let identity = identity::identity(job, &compute, &model_sha256, &survey.files);
     let mut manifest = match Manifest::read(&locked.folder).map_err(|error| {
         Failure::because(Exit::Failed, &error).hint("--fresh deletes the earlier result and starts again")
@@ -87,7 +89,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         // `verify` sends here: what can be put right without computing is.
         locked.remove_uncommitted(&manifest)?;
         assemble_failed(&locked.folder, &manifest)?;
-        eprintln!("nothing to do: `{}` is complete", job.output.directory.display());
+        crate::stderr::say(format_args!("nothing to do: `{}` is complete", job.output.directory.display()));
         return Ok(finished(&manifest));
     }
     manifest.status = RunStatus::Running;
@@ -101,27 +103,42 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     manifest.write(&locked.folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
     locked.remove_uncommitted(&manifest)?;
 
-    let run = Run::start(run_plan(job, &compute, &locked.folder, sources, manifest))
+    let earlier: BTreeSet<u32> = manifest.segments.keys().copied().collect();
+    let run = Run::start(run_plan(job, &compute, &locked.folder, sources, stamps, manifest))
         .await
         .map_err(|error| Failure::because(Exit::Failed, &*error))?;
     target.set(run.stopper());
     let display = tokio::spawn(progress::show(job.telemetry.clone(), run.snapshots()));
     let end = run.ended().await;
     let _ = display.await;
-    conclude(arguments, &locked.folder, &compute, job, end)
+    conclude(arguments, &locked.folder, &compute, job, &earlier, end)
 }
 
 /// What the input is.
 struct Surveyed {
     sources: Vec<actors::fasta::Source>,
+    stamps: Vec<FileStamp>,
     survey: actors::fasta::Survey,
     model_sha256: String,
 }
 
-fn survey(job: &Job, compute: &Compute, folder: &ResultFolder, bar: bool) -> Result<Surveyed, Failure> {
+fn survey(
+    job: &Job,
+    compute: &Compute,
+    folder: &ResultFolder,
+    fresh: bool,
+    bar: bool,
+) -> Result<Surveyed, Failure> {
     // Without a manifest, be it after `--fresh`, nothing refers to an input that was kept before.
-    let fresh = !folder.manifest().is_file();
+    let fresh = fresh || !folder.manifest().is_file();
     let sources = preparation::sources(job, &folder.spooled_stdin(), fresh)?;
+    let stamps: Vec<FileStamp> = sources
+        .iter()
+        .map(|source| {
+            let file = source.label().to_owned();
+            source.stamp().map_err(|source| InputError::Open { file, source })
+        })
+        .collect::<Result<_, _>>()?;
     let survey = preparation::survey_input(job, &sources, &folder.state().join("scratch"), bar)?;
     tracing::info!(
         files = survey.files.len(),
@@ -130,7 +147,7 @@ fn survey(job: &Job, compute: &Compute, folder: &ResultFolder, bar: bool) -> Res
         rejected = survey.counts.rejected,
         "input read"
     );
-    Ok(Surveyed { sources, survey, model_sha256: compute.model.sha256()? })
+    Ok(Surveyed { sources, stamps, survey, model_sha256: compute.model.sha256()? })
 }
 
 /// Takes over what an earlier session committed, after checking every part of it.
@@ -206,12 +223,14 @@ fn run_plan(
     compute: &Compute,
     folder: &ResultFolder,
     sources: Vec<actors::fasta::Source>,
+    stamps: Vec<FileStamp>,
     manifest: Manifest,
 ) -> RunPlan {
     let restart = &job.restart;
     RunPlan {
         input: job.input.clone(),
         sources,
+        stamps,
         segment_limits: compute.limits,
         packing: compute.packing,
         attempts_per_batch_max: restart.attempts_per_batch_max,
@@ -265,6 +284,7 @@ fn conclude(
     folder: &ResultFolder,
     compute: &Compute,
     job: &Job,
+    earlier: &BTreeSet<u32>,
     end: RunEnd,
 ) -> Result<Exit, Failure> {
     let RunEnd { outcome, mut manifest, snapshot } = end;
@@ -292,11 +312,32 @@ fn conclude(
         }
         Outcome::Stopped(reason) => {
             manifest.status = RunStatus::Stopped;
-            Some(Failure::because(Exit::Resumable, &reason))
+            let failure = Failure::because(Exit::Resumable, &reason);
+            if manifest.segments.len() > earlier.len() || snapshot.tokens_computed == 0 {
+                Some(failure)
+            } else {
+                Some(failure.hint(format!(
+                    "no segment was finished in this session of {}: if sessions are never longer, lower \
+                     output.segment_sequences (with --fresh), or the job will not end",
+                    progress::duration(snapshot.elapsed_s)
+                )))
+            }
         }
         Outcome::InputFailed(error) => {
             manifest.status = RunStatus::Failed;
+            if matches!(error, InputError::Changed { .. }) {
+                // What this session read may be of either content.
+                let segments: Vec<u32> = manifest.segments.keys().copied().collect();
+                for segment in segments.into_iter().filter(|segment| !earlier.contains(segment)) {
+                    manifest.revoke(SegmentId(segment));
+                }
+            }
             Some(Failure::from(error))
+        }
+        Outcome::ModelUnusable(errors) => {
+            manifest.status = RunStatus::Failed;
+            let text = format!("the model cannot be used: {errors}");
+            Some(Failure::new(Exit::Failed, text).hint("check or fetch the weights again"))
         }
         Outcome::WriteFailed(error) => {
             manifest.status = RunStatus::Failed;

@@ -30,7 +30,9 @@ impl Target {
             Some(stopper) => stopper.stop(StopReason::Signal(name)),
             None => {
                 // Nothing was begun: there is nothing to commit.
-                eprintln!("stopped by {name} before the first batch; the same command starts again");
+                crate::stderr::say(format_args!(
+                    "stopped by {name} before the first batch; the same command starts again"
+                ));
                 std::process::exit(Exit::Resumable as i32);
             }
         }
@@ -60,7 +62,9 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
             target.stop(name);
         }
         if let Some(name) = received.recv().await {
-            eprintln!("second signal ({name}): leaving at once; the same command resumes");
+            crate::stderr::say(format_args!(
+                "second signal ({name}): leaving at once; the same command resumes"
+            ));
             std::process::exit(Exit::Interrupted as i32);
         }
     });

@@ -11,8 +11,8 @@ use crate::progress::{duration, grouped};
 pub(crate) fn print(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snapshot) {
     let totals = &manifest.totals;
     let counts = &manifest.counts;
-    let line = |name: &str, text: String| eprintln!("  {name:<10} {text}");
-    eprintln!("done");
+    let line = |name: &str, text: String| crate::stderr::say(format_args!("  {name:<10} {text}"));
+    crate::stderr::say(format_args!("done"));
     let resumed = match snapshot.records_resumed {
         0 => String::new(),
         resumed => format!(" ({} from earlier sessions)", grouped(resumed)),

@@ -58,7 +58,9 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
     if problems.is_empty() {
         return Ok(Exit::Done);
     }
-    eprintln!("hint: the `run` command that made it computes what is missing or damaged");
+    crate::stderr::say(format_args!(
+        "hint: the `run` command that made it computes what is missing or damaged"
+    ));
     Ok(Exit::Incomplete)
 }
 

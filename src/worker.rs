@@ -156,11 +156,21 @@ fn load(assignment: &Assignment) -> Result<Box<dyn Engine>, EngineError> {
     let options = assignment.options.clone();
     match &assignment.engine {
         EngineChoice::Cpu { weights } => {
+            let failed = |error: kernels::ModelError| EngineError::Model(actors::error_chain(&error));
             let model = match weights {
-                WeightsChoice::Demo => Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS),
-                WeightsChoice::Path(path) => Model::open(path),
+                WeightsChoice::Demo => {
+                    Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS).map_err(failed)?
+                }
+                WeightsChoice::Path { path, config, stamps } => {
+                    let model = Model::open(path).map_err(failed)?;
+                    let now = crate::preparation::weight_stamps(&model);
+                    if model.config() != config || now.as_ref().ok() != Some(stamps) {
+                        let text = format!("`{}` has changed since the run began", model.name());
+                        return Err(EngineError::Model(text));
+                    }
+                    model
+                }
             };
-            let model = model.map_err(|error| EngineError::Model(actors::error_chain(&error)))?;
             Ok(Box::new(CpuEngine::load(&model, options)?))
         }
         EngineChoice::Sim { device, program } => {

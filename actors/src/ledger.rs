@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kernels::EngineError;
 
-use crate::identity::{BatchId, SegmentId, Worker};
+use crate::identity::{BatchId, DeviceIndex, SegmentId, Worker};
 
 /// A batch on loan to a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +71,8 @@ struct BatchEntry {
     turn: Turn,
     /// It took a worker with it while its sequence stood alone.
     lethal: bool,
+    /// Devices on which its sequence failed while it stood alone.
+    failed_on: BTreeSet<DeviceIndex>,
     holder: Option<Worker>,
     /// Order of leasing: a worker runs its leases in this order.
     leased_at: u64,
@@ -92,6 +94,8 @@ pub struct Ledger {
     pending: BTreeSet<(SegmentId, Turn, BatchId)>,
     segments: BTreeMap<SegmentId, SegmentEntry>,
     /// Workers that have answered a batch, one way or another; at most one per device.
+    answered: BTreeSet<Worker>,
+    /// Those of them that have completed one.
     proven: BTreeSet<Worker>,
 }
 
@@ -105,6 +109,7 @@ impl Ledger {
             batches: BTreeMap::new(),
             pending: BTreeSet::new(),
             segments: BTreeMap::new(),
+            answered: BTreeSet::new(),
             proven: BTreeSet::new(),
         }
     }
@@ -146,13 +151,20 @@ impl Ledger {
     /// only to a worker that has answered another batch; where nothing else is left, that batch is a trial.
     pub fn lease(&mut self, worker: Worker) -> Option<Lease> {
         let first = *self.pending.first()?;
-        let proven = self.proven.contains(&worker);
-        let next = self.pending.iter().find(|(_, _, batch)| proven || !self.batches[batch].lethal).copied();
+        let alive = self.answered.contains(&worker);
+        let suits = |batch: &BatchId| {
+            let entry = &self.batches[batch];
+            (alive || !entry.lethal)
+                && !(entry.failed_on.contains(&worker.device) && self.another_could(&entry.failed_on))
+        };
+        let next = self.pending.iter().find(|(_, _, batch)| suits(batch)).copied();
         let (segment, batch) = match next {
             Some(key @ (segment, _, batch)) => {
                 self.pending.remove(&key);
                 (segment, batch)
             }
+            // Another device is the judge of all that is left.
+            None if alive => return None,
             // What it holds will prove it.
             None if self.batches.values().any(|entry| entry.holder == Some(worker)) => return None,
             None => (first.0, self.add_trial(first.0)),
@@ -170,6 +182,7 @@ impl Ledger {
     /// [`Stale`] if `worker` does not hold it: the embeddings must be dropped.
     pub fn complete(&mut self, worker: Worker, batch: BatchId) -> Result<Lease, Stale> {
         let entry = self.take_from(worker, batch)?;
+        self.answered.insert(worker);
         self.proven.insert(worker);
         for &sequence in &entry.sequences {
             self.settle(entry.segment, sequence);
@@ -188,8 +201,8 @@ impl Ledger {
         error: &EngineError,
     ) -> Result<Vec<Verdict>, Stale> {
         let entry = self.take_from(worker, batch)?;
-        self.proven.insert(worker);
-        Ok(self.judge(batch, entry, error))
+        self.answered.insert(worker);
+        Ok(self.judge(worker, batch, entry, error))
     }
 
     /// Takes back everything a dead worker held. The batch it was running, its oldest lease, is held
@@ -198,13 +211,14 @@ impl Ledger {
         let mut held: Vec<BatchId> =
             self.batches.iter().filter(|(_, e)| e.holder == Some(worker)).map(|(&batch, _)| batch).collect();
         held.sort_by_key(|batch| self.batches[batch].leased_at);
+        self.answered.remove(&worker);
         self.proven.remove(&worker);
         let error = EngineError::Device(reason.to_owned());
         let mut verdicts = Vec::new();
         for (position, batch) in held.into_iter().enumerate() {
             let entry = self.take_from(worker, batch).expect("the worker holds it");
             if position == 0 {
-                verdicts.extend(self.judge(batch, entry, &error));
+                verdicts.extend(self.judge(worker, batch, entry, &error));
             } else if !entry.sequences.is_empty() {
                 let attempts = entry.attempts;
                 let turn = if attempts == 0 { Turn::Innocent } else { Turn::Suspect };
@@ -233,13 +247,27 @@ impl Ledger {
         })
     }
 
-    fn judge(&mut self, batch: BatchId, mut entry: BatchEntry, error: &EngineError) -> Vec<Verdict> {
+    /// Whether a device that is known to work has not failed yet.
+    fn another_could(&self, failed_on: &BTreeSet<DeviceIndex>) -> bool {
+        self.proven.iter().any(|worker| !failed_on.contains(&worker.device))
+    }
+
+    fn judge(
+        &mut self,
+        worker: Worker,
+        batch: BatchId,
+        mut entry: BatchEntry,
+        error: &EngineError,
+    ) -> Vec<Verdict> {
         if entry.sequences.is_empty() {
             // A trial: whatever became of it, nothing is lost.
             return Vec::new();
         }
         let alone = entry.sequences.len() == 1;
         entry.lethal |= alone && matches!(error, EngineError::Device(_));
+        if alone {
+            entry.failed_on.insert(worker.device);
+        }
         match error {
             EngineError::OutOfMemory { .. } if !alone => return vec![self.halve(batch, entry, 0)],
             EngineError::NonFinite { sequences } if !alone && !sequences.is_empty() => {
@@ -252,7 +280,9 @@ impl Ledger {
             | EngineError::Model(_) => {}
         }
         entry.attempts += 1;
-        if entry.attempts < self.attempts_max {
+        // One bad device condemns nothing: a second one judges, where there is one.
+        let undecided = alone && entry.failed_on.len() == 1 && self.another_could(&entry.failed_on);
+        if entry.attempts < self.attempts_max || undecided {
             let attempts = entry.attempts;
             self.requeue(batch, entry, Turn::Suspect);
             vec![Verdict::Requeued { batch, attempts }]
@@ -294,8 +324,16 @@ impl Ledger {
     fn add(&mut self, segment: SegmentId, sequences: Vec<u32>, attempts: u32, turn: Turn) -> BatchId {
         let batch = BatchId(self.batches_made);
         self.batches_made += 1;
-        let entry =
-            BatchEntry { segment, sequences, attempts, turn, lethal: false, holder: None, leased_at: 0 };
+        let entry = BatchEntry {
+            segment,
+            sequences,
+            attempts,
+            turn,
+            lethal: false,
+            failed_on: BTreeSet::new(),
+            holder: None,
+            leased_at: 0,
+        };
         self.requeue(batch, entry, turn);
         batch
     }
@@ -337,7 +375,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::identity::{DeviceIndex, Generation};
+    use crate::identity::Generation;
 
     const SEGMENT: SegmentId = SegmentId(0);
 
@@ -417,6 +455,26 @@ mod tests {
         assert!(matches!(&verdicts[0], Verdict::Split { into, .. } if into.len() == 2), "{verdicts:?}");
         assert_eq!(ledger.lease(worker(0, 0)).unwrap().sequences, [0, 2]);
         assert_eq!(ledger.lease(worker(0, 0)).unwrap().sequences, [1]);
+    }
+
+    #[test]
+    fn one_bad_device_condemns_no_sequence() {
+        let mut ledger = Ledger::new(2);
+        ledger.open_segment(SEGMENT, 9, (0..9).map(|sequence| vec![sequence]).collect());
+        let (bad, good) = (worker(0, 0), worker(1, 0));
+        // The good device has shown that it works, and is busy while the bad one fails all it gets.
+        let lease = ledger.lease(good).unwrap();
+        ledger.complete(good, lease.batch).unwrap();
+        while let Some(lease) = ledger.lease(bad) {
+            let error = EngineError::OutOfMemory { tokens: 3 };
+            for verdict in ledger.fail(bad, lease.batch, &error).unwrap() {
+                assert!(matches!(verdict, Verdict::Requeued { .. }), "{verdict:?}");
+            }
+        }
+        while let Some(lease) = ledger.lease(good) {
+            ledger.complete(good, lease.batch).unwrap();
+        }
+        assert!(ledger.is_settled(SEGMENT));
     }
 
     /// One device that fails every batch holding a poison sequence, in the way that `poison` says.

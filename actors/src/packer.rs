@@ -367,7 +367,11 @@ impl PackerState {
     fn stop_within(&mut self, grace: Duration) {
         self.stopping = true;
         let elapsed = self.first_lease.map_or(0.0, |start| start.elapsed().as_secs_f64());
-        let tokens_per_s = if elapsed > 0.0 { self.tokens_done as f64 / elapsed } else { 0.0 };
+        if self.tokens_done == 0 {
+            // Nothing tells how long anything takes: the grace time decides.
+            return;
+        }
+        let tokens_per_s = self.tokens_done as f64 / elapsed.max(1e-6);
         // Writing takes time as well: count on three quarters of the grace time.
         let mut affordable = tokens_per_s * grace.as_secs_f64() * 0.75;
         let open: Vec<(SegmentId, Vec<u32>)> = self.ledger.open_segments().collect();

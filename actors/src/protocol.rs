@@ -89,7 +89,15 @@ pub enum WeightsChoice {
     /// The demonstration model inside the executable.
     Demo,
     /// A file or folder.
-    Path(kernels::ModelPath),
+    Path {
+        /// Where.
+        path: kernels::ModelPath,
+        /// The shape that the orchestrator read.
+        config: kernels::ModelConfig,
+        /// The weight files as the orchestrator digested them: a worker that starts later must find the
+        /// same ones.
+        stamps: Vec<crate::fasta::FileStamp>,
+    },
 }
 
 /// What a worker tells the orchestrator.

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use crate::fasta::{FileDigest, InputCounts, InputError, RecordStream, Source};
+use crate::fasta::{FileDigest, FileStamp, InputCounts, InputError, RecordStream, Source};
 use crate::identity::SegmentId;
 use crate::packer::PackerMessage;
 use crate::segment::{SegmentCutter, SegmentLimits};
@@ -31,6 +31,9 @@ pub(crate) struct ReaderArguments {
     /// Digests of the survey: the input must still be what it was.
     pub(crate) digests: Vec<FileDigest>,
     pub(crate) counts: InputCounts,
+    /// Stamps from before the survey: told apart at every segment, so that no part is made of a file
+    /// that was written to in between.
+    pub(crate) stamps: Vec<FileStamp>,
     pub(crate) limits: SegmentLimits,
     pub(crate) committed: BTreeSet<SegmentId>,
     pub(crate) packer: ActorRef<PackerMessage>,
@@ -119,6 +122,9 @@ fn read_on_request(arguments: ReaderArguments, requests: &flume::Receiver<()>, s
         if stopped() {
             return;
         }
+        if let Some(error) = touched(&arguments) {
+            return fail(error);
+        }
         match segment {
             Some(segment) => {
                 let _ = arguments.packer.cast(PackerMessage::SegmentRead(segment));
@@ -133,6 +139,16 @@ fn read_on_request(arguments: ReaderArguments, requests: &flume::Receiver<()>, s
             }
         }
     }
+}
+
+/// Whether a file was replaced or written to since the survey began.
+fn touched(arguments: &ReaderArguments) -> Option<InputError> {
+    let same = |(source, stamp): &(&Source, &FileStamp)| source.stamp().is_ok_and(|now| now == **stamp);
+    let files = arguments.sources.iter().zip(&arguments.stamps);
+    files
+        .filter(|file| !same(file))
+        .map(|(source, _)| InputError::Changed { file: source.label().to_owned() })
+        .next()
 }
 
 /// The input is read twice; both times it must be the same.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorRef, SpawnErr};
 use tokio::sync::{oneshot, watch};
 
-use crate::fasta::Source;
+use crate::fasta::{FileStamp, Source};
 use crate::inference::WorkerCommand;
 use crate::manifest::{Manifest, ResultFolder};
 use crate::packing::PackingPlan;
@@ -26,6 +26,8 @@ pub struct RunPlan {
     pub input: config::Input,
     /// Inputs in reading order, as surveyed.
     pub sources: Vec<Source>,
+    /// The inputs' stamps from before the survey.
+    pub stamps: Vec<FileStamp>,
     /// Where segments end.
     pub segment_limits: SegmentLimits,
     /// How batches are formed.

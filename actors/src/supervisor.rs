@@ -37,6 +37,8 @@ pub enum Outcome {
     InputFailed(InputError),
     /// The results could not be written.
     WriteFailed(WriteError),
+    /// The model can never work on any of the devices.
+    ModelUnusable(String),
 }
 
 /// Why a run stopped before its end.
@@ -137,6 +139,8 @@ struct DeviceSlot {
     stage: Stage,
     monitor: ActorRef<MonitorMessage>,
     last_error: Option<String>,
+    /// Starting it again would change nothing.
+    hopeless: bool,
 }
 
 enum Stage {
@@ -187,6 +191,7 @@ impl Actor for Supervisor {
             sources: plan.sources,
             digests: plan.manifest.input.clone(),
             counts: plan.manifest.counts.clone(),
+            stamps: plan.stamps,
             limits: plan.segment_limits,
             committed,
             packer: packer.clone(),
@@ -225,6 +230,7 @@ impl Actor for Supervisor {
                 stage: Stage::Pausing,
                 monitor,
                 last_error: None,
+                hopeless: false,
             });
             myself.cast(SupervisorMessage::Respawn(device))?;
         }
@@ -401,6 +407,7 @@ impl SupervisorState {
             Departure::Unusable(reason) => (reason, true),
         };
         slot.last_error = Some(reason.clone());
+        slot.hopeless = hopeless;
         let jitter =
             u64::from(std::process::id()) * 31 + device.0 as u64 * 389 + u64::from(worker.generation.0);
         let decision =
@@ -430,8 +437,13 @@ impl SupervisorState {
             let errors = self.devices.iter().map(|slot| {
                 format!("{}: {}", slot.plan.name, slot.last_error.as_deref().unwrap_or("unknown reason"))
             });
-            let reason = StopReason::AllDevicesLost(errors.collect::<Vec<_>>().join("; "));
-            self.end(Outcome::Stopped(reason));
+            let errors = errors.collect::<Vec<_>>().join("; ");
+            let outcome = if self.devices.iter().all(|slot| slot.hopeless) {
+                Outcome::ModelUnusable(errors)
+            } else {
+                Outcome::Stopped(StopReason::AllDevicesLost(errors))
+            };
+            self.end(outcome);
         }
         Ok(())
     }

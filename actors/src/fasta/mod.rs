@@ -15,7 +15,7 @@ mod stream;
 mod survey;
 
 pub use error::{DuplicateId, InputError, Place};
-pub use source::{FileDigest, Source};
+pub use source::{FileDigest, FileStamp, Source};
 pub use stdin::spool_stdin;
 pub use stream::{InputCounts, Item, Record, RecordStream, Rejected};
 pub use survey::{LengthBin, LengthHistogram, Longest, Survey, survey};

@@ -14,6 +14,28 @@ use sha2::{Digest, Sha256};
 
 use super::error::InputError;
 
+/// What tells, without reading it, whether a file is still the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStamp {
+    bytes: u64,
+    modified_ns: i128,
+    /// Device and inode.
+    place: (u64, u64),
+}
+
+impl FileStamp {
+    /// Stamps the file at `path`.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn of(path: &Path) -> io::Result<FileStamp> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = std::fs::metadata(path)?;
+        let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        Ok(FileStamp { bytes: metadata.len(), modified_ns, place: (metadata.dev(), metadata.ino()) })
+    }
+}
+
 /// One input: the file that is opened and the name it goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -42,6 +64,14 @@ impl Source {
     /// The name in messages and digests: the path, or `-` for standard input.
     pub fn label(&self) -> &str {
         &self.label
+    }
+
+    /// What tells, without reading it, whether the file was replaced or written to.
+    ///
+    /// # Errors
+    /// If the file is gone.
+    pub fn stamp(&self) -> io::Result<FileStamp> {
+        FileStamp::of(&self.path)
     }
 
     /// Checks that it is a file that can be read twice; returns its size in bytes.
