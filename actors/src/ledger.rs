@@ -95,8 +95,8 @@ pub struct Ledger {
     segments: BTreeMap<SegmentId, SegmentEntry>,
     /// Workers that have answered a batch, one way or another; at most one per device.
     answered: BTreeSet<Worker>,
-    /// Those of them that have completed one.
-    proven: BTreeSet<Worker>,
+    /// Devices that are not retired; one that is loading or pausing will answer or be retired.
+    devices: BTreeSet<DeviceIndex>,
 }
 
 impl Ledger {
@@ -110,8 +110,18 @@ impl Ledger {
             pending: BTreeSet::new(),
             segments: BTreeMap::new(),
             answered: BTreeSet::new(),
-            proven: BTreeSet::new(),
+            devices: BTreeSet::new(),
         }
+    }
+
+    /// Says which devices the run has: a sequence is condemned only by two of them, where there are two.
+    pub fn expect_devices(&mut self, devices: impl IntoIterator<Item = DeviceIndex>) {
+        self.devices = devices.into_iter().collect();
+    }
+
+    /// Says that a device was given up.
+    pub fn retire_device(&mut self, device: DeviceIndex) {
+        self.devices.remove(&device);
     }
 
     /// Takes on a segment of `sequences` sequences, packed into `batches`.
@@ -183,7 +193,6 @@ impl Ledger {
     pub fn complete(&mut self, worker: Worker, batch: BatchId) -> Result<Lease, Stale> {
         let entry = self.take_from(worker, batch)?;
         self.answered.insert(worker);
-        self.proven.insert(worker);
         for &sequence in &entry.sequences {
             self.settle(entry.segment, sequence);
         }
@@ -212,7 +221,6 @@ impl Ledger {
             self.batches.iter().filter(|(_, e)| e.holder == Some(worker)).map(|(&batch, _)| batch).collect();
         held.sort_by_key(|batch| self.batches[batch].leased_at);
         self.answered.remove(&worker);
-        self.proven.remove(&worker);
         let error = EngineError::Device(reason.to_owned());
         let mut verdicts = Vec::new();
         for (position, batch) in held.into_iter().enumerate() {
@@ -247,9 +255,9 @@ impl Ledger {
         })
     }
 
-    /// Whether a device that is known to work has not failed yet.
+    /// Whether there is a device on which it has not failed yet.
     fn another_could(&self, failed_on: &BTreeSet<DeviceIndex>) -> bool {
-        self.proven.iter().any(|worker| !failed_on.contains(&worker.device))
+        self.devices.iter().any(|device| !failed_on.contains(device))
     }
 
     fn judge(
@@ -462,9 +470,8 @@ mod tests {
         let mut ledger = Ledger::new(2);
         ledger.open_segment(SEGMENT, 9, (0..9).map(|sequence| vec![sequence]).collect());
         let (bad, good) = (worker(0, 0), worker(1, 0));
-        // The good device has shown that it works, and is busy while the bad one fails all it gets.
-        let lease = ledger.lease(good).unwrap();
-        ledger.complete(good, lease.batch).unwrap();
+        // The good device is still loading while the bad one fails all it gets.
+        ledger.expect_devices([DeviceIndex(0), DeviceIndex(1)]);
         while let Some(lease) = ledger.lease(bad) {
             let error = EngineError::OutOfMemory { tokens: 3 };
             for verdict in ledger.fail(bad, lease.batch, &error).unwrap() {

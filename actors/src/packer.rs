@@ -12,7 +12,7 @@ use kernels::{Batch, EngineError};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::failed::{FailedRecord, Stage};
-use crate::identity::{BatchId, SegmentId, Worker};
+use crate::identity::{BatchId, DeviceIndex, SegmentId, Worker};
 use crate::inference::InferenceMessage;
 use crate::ledger::{Lease, Ledger, Verdict};
 use crate::packing::{PackingPlan, pack};
@@ -42,6 +42,8 @@ pub(crate) enum PackerMessage {
     Failed { worker: Worker, batch: BatchId, error: EngineError },
     /// From the supervisor: this worker is no more.
     WorkerLost { worker: Worker, reason: String },
+    /// From the supervisor: this device was given up.
+    DeviceRetired(DeviceIndex),
     /// From the writer: the segment is safe on disk.
     SegmentCommitted(SegmentId),
     /// From the supervisor: finish what can be committed within this time, then say `Drained`.
@@ -52,6 +54,7 @@ pub(crate) enum PackerMessage {
 pub(crate) struct PackerArguments {
     pub(crate) plan: PackingPlan,
     pub(crate) attempts_max: u32,
+    pub(crate) devices: usize,
     pub(crate) file_labels: Vec<String>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
     pub(crate) telemetry: ActorRef<TelemetryMessage>,
@@ -109,6 +112,8 @@ impl Actor for Packer {
         _myself: ActorRef<Self::Msg>,
         arguments: PackerArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
+        let mut ledger = Ledger::new(arguments.attempts_max);
+        ledger.expect_devices((0..arguments.devices).map(DeviceIndex));
         Ok(PackerState {
             plan: arguments.plan,
             file_labels: arguments.file_labels,
@@ -116,7 +121,7 @@ impl Actor for Packer {
             telemetry: arguments.telemetry,
             reader: None,
             writer: None,
-            ledger: Ledger::new(arguments.attempts_max),
+            ledger,
             open: BTreeMap::new(),
             waiting: VecDeque::new(),
             reading: false,
@@ -165,6 +170,7 @@ impl Actor for Packer {
                 let verdicts = state.ledger.lose(worker, &reason);
                 state.carry_out(verdicts)?;
             }
+            PackerMessage::DeviceRetired(device) => state.ledger.retire_device(device),
             PackerMessage::SegmentCommitted(segment) => {
                 state.ledger.close_segment(segment);
                 state.open.remove(&segment);

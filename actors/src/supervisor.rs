@@ -180,6 +180,7 @@ impl Actor for Supervisor {
         let packer_arguments = PackerArguments {
             plan: plan.packing,
             attempts_max: plan.attempts_per_batch_max,
+            devices: plan.devices.len(),
             file_labels: plan.sources.iter().map(|source| source.label().to_owned()).collect(),
             supervisor: myself.clone(),
             telemetry: telemetry.clone(),
@@ -429,6 +430,7 @@ impl SupervisorState {
             RestartDecision::Retire => {
                 tracing::error!(device = name, reason, "device retired");
                 slot.stage = Stage::Retired;
+                self.packer.cast(PackerMessage::DeviceRetired(device))?;
                 self.report(device, DeviceState::Retired);
             }
         }

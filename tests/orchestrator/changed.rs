@@ -1,0 +1,97 @@
+//! Files that change under a run, one bad device among good ones, and nobody who listens.
+
+use std::fs::{self, File};
+use std::process::Stdio;
+
+use crate::job::JobFolder;
+use crate::process::Running;
+use crate::proteins::fasta;
+
+#[test]
+fn weights_replaced_during_a_run_are_never_used() {
+    let job = JobFolder::new(fasta(81, 6000, 200..400)).on_cpu().set("output.segment_sequences", 64);
+    let model = job.at("model");
+    fs::create_dir(&model).unwrap();
+    let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(format!("{tiny}/{name}"), model.join(name)).unwrap();
+    }
+    let job = job.set("model.source", "model").set("restart.backoff_ms_min", 10);
+    let results = job.at("results");
+    let mut running = job.start_into("results");
+    running.wait_until("a segment is committed", |_| crate::outcome::segments_committed(&results) > 0);
+    let mut other = fs::read(model.join("model.safetensors")).unwrap();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    fs::write(model.join("other"), other).unwrap();
+    fs::rename(model.join("other"), model.join("model.safetensors")).unwrap();
+    running.workers()[0].kill();
+    running.finish().expect(1).says(["has changed since the run began", "hint: "]);
+}
+
+#[test]
+fn nothing_made_of_an_input_that_was_written_to_is_kept() {
+    let text = fasta(82, 600, 50..90);
+    let undisturbed = JobFolder::new(&text).set("output.segment_sequences", 16).done_into("results");
+    let job =
+        JobFolder::new(&text).set("output.segment_sequences", 16).simulating("latency_us_per_batch=20000");
+    let results = job.at("results");
+    let mut running = job.start_into("results");
+    running.wait_until("a segment is committed", |_| crate::outcome::segments_committed(&results) > 0);
+    // The same length: the last residue of every record becomes another.
+    let edited: Vec<String> =
+        text.lines()
+            .map(|line| {
+                if line.starts_with('>') { line.to_owned() } else { format!("{}W", &line[..line.len() - 1]) }
+            })
+            .collect();
+    job.write("proteins.fasta", edited.join("\n") + "\n");
+    running.finish().expect(5).says(["has changed while the run was going on"]);
+    job.write("proteins.fasta", &text);
+    assert_eq!(job.done_into("results").parts, undisturbed.parts);
+}
+
+#[test]
+fn a_fresh_start_with_bad_input_leaves_the_earlier_result() {
+    let job = JobFolder::new(fasta(83, 50, 20..60));
+    let before = job.done_into("results");
+    job.write("proteins.fasta", ">a\nMK1\n");
+    Running::start(job.command_into("results").arg("--fresh")).finish().expect(5);
+    assert_eq!(job.outcome("results").parts, before.parts);
+}
+
+#[test]
+fn one_bad_device_condemns_no_sequence() {
+    let text = fasta(84, 400, 20..60);
+    let undisturbed = JobFolder::new(&text).done_into("results");
+    for fault in ["nan", "oom", "error"] {
+        let program = format!("latency_us_per_batch=2000;fault={fault}@device:1");
+        let job = JobFolder::new(&text).set("devices.use", r#"["sim:3"]"#).simulating(&program);
+        assert_eq!(job.done_into("results").parts, undisturbed.parts, "{fault}");
+    }
+}
+
+#[test]
+fn nobody_who_listens_changes_no_exit_code() {
+    let job = JobFolder::new(fasta(85, 50, 20..60));
+    let deaf = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    for expected in [0, 0] {
+        let status = job.command_into("results").stdin(Stdio::null()).stderr(deaf()).status().unwrap();
+        assert_eq!(status.code(), Some(expected));
+    }
+    let mut refused = job.command_into("results");
+    refused.args(["--set", "model.layer=x"]).stdin(Stdio::null()).stderr(deaf());
+    assert_eq!(refused.status().unwrap().code(), Some(2));
+}
+
+#[test]
+fn a_checkpoint_that_can_never_be_loaded_ends_the_run_for_good() {
+    let job = JobFolder::new(fasta(86, 20, 20..60)).on_cpu();
+    let mut weights =
+        fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny/esm2_tiny.pt")).unwrap();
+    let middle = weights.len() / 2;
+    weights[middle] ^= 0xff;
+    job.write("damaged.pt", weights);
+    let finished = job.set("model.source", "damaged.pt").run_into("results");
+    assert!(matches!(finished.code(), 1 | 2), "{finished:?}");
+}
