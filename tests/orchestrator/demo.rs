@@ -59,11 +59,11 @@ fn the_demo_embeds_its_300_proteins_in_order_from_any_folder() {
     }
     assert_eq!(outcome.failed_records(), Vec::<Vec<&str>>::new());
 
-    // The same job written by `init`, run in its own folder; its results go two folders up.
+    // The same job written by `init`, run in its own folder; its results go beside it.
     let inner = folder.path().join("a/b");
     run(program(["init", "--demo"]).arg(&inner)).expect(0);
     run(program(["run", "job.toml"]).current_dir(&inner)).expect(0);
-    outcome.assert_same(&Outcome::read(&folder.path().join("a/../results/demo")), "written by init");
+    outcome.assert_same(&Outcome::read(&inner.join("results")), "written by init");
 }
 
 #[test]
