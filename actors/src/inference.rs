@@ -166,6 +166,7 @@ impl Actor for Inference {
         message: InferenceMessage,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        crate::fault::point("inference");
         match message {
             InferenceMessage::Run { batch, sequences } => {
                 if state.held.is_empty() {

@@ -2,6 +2,7 @@
 
 pub mod failed;
 pub mod fasta;
+pub mod fault;
 pub mod identity;
 mod inference;
 pub mod ledger;

@@ -56,6 +56,7 @@ impl Actor for Monitor {
         message: MonitorMessage,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        crate::fault::point("monitor");
         match message {
             MonitorMessage::Watch(process) => {
                 state.process = process;

@@ -138,6 +138,7 @@ impl Actor for Packer {
         message: PackerMessage,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        crate::fault::point("packer");
         match message {
             PackerMessage::Connect { reader, writer } => {
                 state.reader = Some(reader);

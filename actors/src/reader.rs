@@ -79,6 +79,7 @@ impl Actor for Reader {
         message: ReaderMessage,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        crate::fault::point("reader");
         match message {
             ReaderMessage::ReadSegment => match &state.requests {
                 Some(requests) => requests.try_send(()).map_err(Into::into),
@@ -112,6 +113,7 @@ fn read_on_request(arguments: ReaderArguments, requests: &flume::Receiver<()>, s
     };
     let mut cutter = SegmentCutter::new(stream, arguments.limits);
     while requests.recv().is_ok() {
+        crate::fault::point("reader-thread");
         let segment = loop {
             match cutter.next_segment(&stopped) {
                 Ok(Some(segment)) if arguments.committed.contains(&segment.id) => {}

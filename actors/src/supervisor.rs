@@ -256,6 +256,7 @@ impl Actor for Supervisor {
         message: SupervisorMessage,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        crate::fault::point("supervisor");
         match message {
             SupervisorMessage::WorkerStarted { worker, process } => {
                 state.devices[worker.device.0].monitor.cast(MonitorMessage::Watch(process))?;

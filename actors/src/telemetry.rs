@@ -183,6 +183,7 @@ impl Actor for Telemetry {
         message: TelemetryMessage,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        crate::fault::point("telemetry");
         let snapshot = &mut state.snapshot;
         match message {
             TelemetryMessage::BatchCompleted(report) => {

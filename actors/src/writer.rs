@@ -196,6 +196,7 @@ impl Actor for Writer {
         message: WriterMessage,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
+        crate::fault::point("writer");
         match message {
             WriterMessage::Open(opened) => {
                 let segment = opened.segment;
@@ -338,6 +339,7 @@ impl Committer {
     /// Commits segments until there are no more; returns the manifest.
     fn commit_all(mut self, sealed: &flume::Receiver<Assembly>) -> Manifest {
         while let Ok(assembly) = sealed.recv() {
+            crate::fault::point("writer-thread");
             let message = match self.commit_when_possible(&assembly) {
                 Ok(Some(message)) => message,
                 Ok(None) => break,
