@@ -97,6 +97,9 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     manifest.version = env!("CARGO_PKG_VERSION").to_owned();
     manifest.job = serde_json::to_value(job).map_err(|error| Failure::because(Exit::Failed, &error))?;
     manifest.devices = compute.devices.iter().map(|device| device.name.clone()).collect();
+    if manifest.token_budget != compute.packing.token_budget {
+        manifest.device_token_budgets.clear();
+    }
     manifest.token_budget = compute.packing.token_budget;
     let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     manifest.sessions.push(Session { started_unix_s, elapsed_s: 0.0, tokens: 0, restarts: 0 });
@@ -212,6 +215,7 @@ fn first_manifest(
         },
         devices: Vec::new(),
         token_budget: compute.packing.token_budget,
+        device_token_budgets: BTreeMap::new(),
         sessions: Vec::new(),
         totals: Totals::default(),
         segments: BTreeMap::new(),
@@ -241,6 +245,8 @@ fn run_plan(
             backoff_max: Duration::from_millis(restart.backoff_ms_max),
             restarts_max: restart.restarts_per_device_max,
         },
+        readmit_after: Some(restart.readmit_ms).filter(|&ms| ms > 0).map(Duration::from_millis),
+        stall_max: Duration::from_millis(restart.stall_ms),
         load_max: Duration::from_millis(restart.load_ms_max),
         hang_max: Duration::from_millis(restart.hang_ms),
         shutdown_grace: Duration::from_millis(restart.shutdown_grace_ms),

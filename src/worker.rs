@@ -24,6 +24,13 @@ use crate::failure::{Exit, Failure};
 /// Exit code after a panic of the engine, as of a panicking main thread.
 const PANICKED: i32 = 101;
 
+/// A batch on its way to the engine thread.
+struct Lent {
+    batch: actors::identity::BatchId,
+    sequences: kernels::Batch,
+    exact: bool,
+}
+
 /// An answer on its way to the socket thread.
 enum Answer {
     Message(FromWorker, Vec<f32>),
@@ -68,8 +75,8 @@ pub(crate) fn worker() -> Result<Exit, Failure> {
 
     loop {
         match read_frame::<ToWorker>(&mut reading) {
-            Ok(Some((ToWorker::Run { batch, sequences }, _))) => {
-                if batches.send((batch, sequences)).is_err() {
+            Ok(Some((ToWorker::Run { batch, sequences, exact }, _))) => {
+                if batches.send(Lent { batch, sequences, exact }).is_err() {
                     break;
                 }
             }
@@ -105,7 +112,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<std::thread
 
 fn run_engine(
     assignment: Assignment,
-    lent: &flume::Receiver<(actors::identity::BatchId, kernels::Batch)>,
+    lent: &flume::Receiver<Lent>,
     answers: &flume::Sender<Answer>,
     confirmed: &flume::Receiver<()>,
     progress: &Progress,
@@ -125,13 +132,18 @@ fn run_engine(
         }
     };
     say(FromWorker::Ready { version: VERSION, description: engine.description().clone() }, Vec::new());
-    while let Ok((batch, sequences)) = lent.recv() {
+    while let Ok(Lent { batch, sequences, exact }) = lent.recv() {
         progress.tick();
         let began = Instant::now();
-        match caught(|| engine.run(&sequences, progress)) {
+        let run = || match exact {
+            true => engine.run_exact(&sequences, progress),
+            false => engine.run(&sequences, progress),
+        };
+        match caught(run) {
             Ok(Embeddings { values, .. }) => {
                 let compute_us = began.elapsed().as_micros() as u64;
-                say(FromWorker::Completed { batch, compute_us }, values);
+                let memory = engine.memory_in_use();
+                say(FromWorker::Completed { batch, compute_us, memory }, values);
             }
             Err(error) => {
                 let unusable = matches!(error, EngineError::Device(_));

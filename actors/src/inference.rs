@@ -18,6 +18,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::mpsc;
 
 use crate::identity::{BatchId, Worker};
+use crate::ledger::Completion;
 use crate::packer::PackerMessage;
 use crate::protocol::{self, Assignment, FromWorker, HEARTBEAT_INTERVAL_MS, SLOTS, ToWorker};
 use crate::supervisor::SupervisorMessage;
@@ -27,8 +28,11 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
 /// Progress is heard of with the heartbeats: a few of them must have gone by before their silence means a hang,
 /// however short `hang_ms` is.
 const HANG_MIN: Duration = Duration::from_millis(5 * HEARTBEAT_INTERVAL_MS);
-/// Two looks further apart than this: the orchestrator itself was suspended, the worker is not to blame.
-const SUSPENDED_AFTER: Duration = Duration::from_secs(3);
+/// Most that one look at a deadline counts: what goes beyond it, the orchestrator itself was suspended or
+/// short of processor time, and the worker is not to blame.
+const LOOK_MAX: Duration = Duration::from_millis(3 * HEARTBEAT_INTERVAL_MS);
+/// How long a worker that failed may take to leave by itself before it is killed; drivers clean up on exit.
+const LEAVE_GRACE: Duration = Duration::from_millis(200);
 /// How long a worker that was told to leave, or whose socket closed, may take to exit.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 
@@ -51,13 +55,17 @@ pub(crate) struct WorkerLimits {
 /// What an inference actor is told.
 pub(crate) enum InferenceMessage {
     /// From the packer: run this batch.
-    Run { batch: BatchId, sequences: Batch },
+    Run { batch: BatchId, sequences: Batch, exact: bool },
     /// From the supervisor: leave.
     Shutdown,
+    /// From the supervisor: the worker answers nonsense, end it.
+    GiveUp(String),
     /// From the socket task: the worker said something.
     Said(FromWorker, Vec<f32>),
     /// From the socket task: the worker's end of the socket is closed.
     Disconnected(Option<String>),
+    /// From itself: the worker had its time to leave.
+    Kill,
     /// From the process task.
     Exited(Option<ExitStatus>),
     /// Look at the deadlines.
@@ -95,14 +103,16 @@ pub(crate) struct InferenceState {
     /// The process until its task takes it over at the end.
     child: Option<Child>,
     /// Frames to the socket task; at most one `Load`, [`SLOTS`] `Run`s and one `Shutdown`, so never full.
-    frames: mpsc::Sender<Vec<u8>>,
+    /// Closing it closes our end of the socket, upon which a worker that can leaves at once.
+    frames: Option<mpsc::Sender<Vec<u8>>>,
     /// Batches held by the worker, in the order in which it runs them.
     held: VecDeque<BatchId>,
     ready: bool,
     /// The first cause known; later ones follow from it.
     departure: Option<Departure>,
     ticks: u64,
-    ticked_at: Instant,
+    /// Time without a step of the engine.
+    silent: Duration,
     watched_at: Instant,
 }
 
@@ -150,12 +160,12 @@ impl Actor for Inference {
             packer,
             supervisor,
             child: Some(child),
-            frames,
+            frames: Some(frames),
             held: VecDeque::new(),
             ready: false,
             departure: None,
             ticks: 0,
-            ticked_at: now,
+            silent: Duration::ZERO,
             watched_at: now,
         })
     }
@@ -168,23 +178,27 @@ impl Actor for Inference {
     ) -> Result<(), ActorProcessingErr> {
         crate::fault::point("inference");
         match message {
-            InferenceMessage::Run { batch, sequences } => {
+            InferenceMessage::Run { batch, sequences, exact } => {
                 if state.held.is_empty() {
-                    state.ticked_at = Instant::now();
+                    state.silent = Duration::ZERO;
                 }
                 state.held.push_back(batch);
-                let frame = protocol::encode(&ToWorker::Run { batch, sequences })?;
-                // A closed channel means that the socket is broken; `Disconnected` follows.
-                let _ = state.frames.try_send(frame);
+                state.say(&ToWorker::Run { batch, sequences, exact })?;
             }
             InferenceMessage::Shutdown => {
                 if state.ready && state.held.is_empty() {
                     state.departure.get_or_insert(Departure::Asked);
-                    let _ = state.frames.try_send(protocol::encode(&ToWorker::Shutdown)?);
+                    state.say(&ToWorker::Shutdown)?;
                     myself.send_after(EXIT_GRACE, || InferenceMessage::Disconnected(None));
                 } else {
                     // What it holds will not be committed in this session.
-                    state.give_up(Departure::Asked);
+                    state.give_up(&myself, Departure::Asked);
+                }
+            }
+            InferenceMessage::GiveUp(reason) => state.give_up(&myself, Departure::Failed(reason)),
+            InferenceMessage::Kill => {
+                if let Some(child) = &mut state.child {
+                    let _ = child.start_kill();
                 }
             }
             InferenceMessage::Said(said, values) => state.heard(&myself, said, values)?,
@@ -195,7 +209,7 @@ impl Actor for Inference {
                 state.supervisor.cast(SupervisorMessage::WorkerGone { worker, departure })?;
                 myself.stop(None);
             }
-            InferenceMessage::Watch => state.watch(),
+            InferenceMessage::Watch => state.watch(&myself),
         }
         Ok(())
     }
@@ -212,31 +226,35 @@ impl InferenceState {
         match said {
             FromWorker::Ready { version, .. } if version != protocol::VERSION => {
                 let text = "the worker speaks another version of the protocol: was the program replaced?";
-                self.give_up(Departure::Unusable(text.to_owned()));
+                self.give_up(myself, Departure::Unusable(text.to_owned()));
             }
             FromWorker::Ready { version: _, description } => self.became_ready(myself, description)?,
-            FromWorker::LoadFailed(EngineError::Model(reason)) => self.give_up(Departure::Unusable(reason)),
-            FromWorker::LoadFailed(error) => self.give_up(Departure::Failed(error.to_string())),
+            FromWorker::LoadFailed(EngineError::Model(reason)) => {
+                self.give_up(myself, Departure::Unusable(reason));
+            }
+            FromWorker::LoadFailed(error) => self.give_up(myself, Departure::Failed(error.to_string())),
             FromWorker::Heartbeat { ticks } => {
                 if ticks != self.ticks {
                     self.ticks = ticks;
-                    self.ticked_at = Instant::now();
+                    self.silent = Duration::ZERO;
+                    self.supervisor.cast(SupervisorMessage::WorkerTicked)?;
                 }
             }
-            FromWorker::Completed { batch, compute_us } => {
+            FromWorker::Completed { batch, compute_us, memory } => {
                 self.returned(batch)?;
-                self.packer.cast(PackerMessage::Completed { worker, batch, values, compute_us })?;
-                self.packer.cast(PackerMessage::WantBatch { worker, inference: myself.clone() })?;
+                let completion = Completion { compute_us, memory };
+                self.packer.cast(PackerMessage::Completed { worker, batch, values, completion })?;
+                self.want_batch(myself)?;
             }
             FromWorker::Failed { batch, error: EngineError::Device(reason) } => {
                 // The batch stays held: losing the worker is what counts against it.
                 tracing::debug!(%batch, reason, "device failed");
-                self.give_up(Departure::Failed(reason));
+                self.give_up(myself, Departure::Failed(reason));
             }
             FromWorker::Failed { batch, error } => {
                 self.returned(batch)?;
                 self.packer.cast(PackerMessage::Failed { worker, batch, error })?;
-                self.packer.cast(PackerMessage::WantBatch { worker, inference: myself.clone() })?;
+                self.want_batch(myself)?;
             }
         }
         Ok(())
@@ -248,11 +266,20 @@ impl InferenceState {
         description: EngineDescription,
     ) -> Result<(), ActorProcessingErr> {
         self.ready = true;
-        self.ticked_at = Instant::now();
+        self.silent = Duration::ZERO;
         let worker = self.worker;
         self.supervisor.cast(SupervisorMessage::WorkerReady { worker, description })?;
         for _ in 0..SLOTS {
-            self.packer.cast(PackerMessage::WantBatch { worker, inference: myself.clone() })?;
+            self.want_batch(myself)?;
+        }
+        Ok(())
+    }
+
+    /// A worker that is leaving wants nothing more.
+    fn want_batch(&self, myself: &ActorRef<InferenceMessage>) -> Result<(), ActorProcessingErr> {
+        if self.departure.is_none() {
+            let (worker, inference) = (self.worker, myself.clone());
+            self.packer.cast(PackerMessage::WantBatch { worker, inference })?;
         }
         Ok(())
     }
@@ -262,15 +289,28 @@ impl InferenceState {
         let position =
             position.ok_or_else(|| format!("worker answered batch {batch}, which it does not hold"))?;
         self.held.remove(position);
-        self.ticked_at = Instant::now();
+        self.silent = Duration::ZERO;
         Ok(())
     }
 
-    /// Notes why and kills the process; its socket then closes.
-    fn give_up(&mut self, departure: Departure) {
+    /// Says something to the worker. A closed channel means that the socket is broken; `Disconnected`
+    /// follows.
+    fn say(&mut self, message: &ToWorker) -> Result<(), ActorProcessingErr> {
+        if let Some(frames) = &self.frames {
+            let _ = frames.try_send(protocol::encode(message)?);
+        }
+        Ok(())
+    }
+
+    /// Notes why, lets go of the socket, upon which the process leaves in good order if it still can, and
+    /// kills it soon after.
+    ///
+    /// The socket stands for SIGTERM, which a worker must ignore: clusters send that to every process of a
+    /// job, and the orchestrator still wants the batches in flight.
+    fn give_up(&mut self, myself: &ActorRef<InferenceMessage>, departure: Departure) {
         self.departure.get_or_insert(departure);
-        if let Some(child) = &mut self.child {
-            let _ = child.start_kill();
+        if self.frames.take().is_some() {
+            myself.send_after(LEAVE_GRACE, || InferenceMessage::Kill);
         }
     }
 
@@ -301,22 +341,23 @@ impl InferenceState {
         self.departure.take().unwrap_or(Departure::Failed(ended))
     }
 
-    fn watch(&mut self) {
+    fn watch(&mut self, myself: &ActorRef<InferenceMessage>) {
         let now = Instant::now();
-        if now - self.watched_at > SUSPENDED_AFTER {
-            self.ticked_at = now;
-        }
+        self.silent += (now - self.watched_at).min(LOOK_MAX);
         self.watched_at = now;
-        let silent = now - self.ticked_at;
+        let silent = self.silent;
         let (limit, what) = match (self.ready, self.held.is_empty()) {
             (false, _) => (self.limits.load_max, "model not loaded"),
             (true, false) => (self.limits.hang_max.max(HANG_MIN), "no progress"),
-            (true, true) => return,
+            (true, true) => {
+                self.silent = Duration::ZERO;
+                return;
+            }
         };
         if silent > limit && self.departure.is_none() {
             let reason = format!("{what} for {:.1} s, worker killed", silent.as_secs_f64());
             tracing::warn!(device = self.device_name, reason, "worker hangs");
-            self.give_up(Departure::Failed(reason));
+            self.give_up(myself, Departure::Failed(reason));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The orchestration of a run: reader, packer, devices, writer and their supervisor.
 
+pub mod budget;
 pub mod failed;
 pub mod fasta;
 pub mod fault;
@@ -19,6 +20,7 @@ pub mod segment;
 mod supervisor;
 mod telemetry;
 mod thread;
+mod watchdog;
 mod writer;
 
 pub use inference::WorkerCommand;

@@ -56,6 +56,9 @@ pub struct Manifest {
     pub devices: Vec<String>,
     /// Tokens per batch in the latest session.
     pub token_budget: u32,
+    /// Devices that ran short of memory: the tokens per batch that they get, as of the last commit.
+    #[serde(default)]
+    pub device_token_budgets: BTreeMap<String, u32>,
     /// Each start of the program on this folder.
     pub sessions: Vec<Session>,
     /// Totals over the committed segments.

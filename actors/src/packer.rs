@@ -14,7 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::failed::{FailedRecord, Stage};
 use crate::identity::{BatchId, DeviceIndex, SegmentId, Worker};
 use crate::inference::InferenceMessage;
-use crate::ledger::{Lease, Ledger, Verdict};
+use crate::ledger::{Completion, Lease, Ledger, Verdict};
 use crate::packing::{PackingPlan, pack};
 use crate::reader::ReaderMessage;
 use crate::segment::Segment;
@@ -37,24 +37,51 @@ pub(crate) enum PackerMessage {
     /// From a device: it has a free slot.
     WantBatch { worker: Worker, inference: ActorRef<InferenceMessage> },
     /// From a device: embeddings.
-    Completed { worker: Worker, batch: BatchId, values: Vec<f32>, compute_us: u64 },
+    Completed { worker: Worker, batch: BatchId, values: Vec<f32>, completion: Completion },
     /// From a device: a batch failed, the device still works.
     Failed { worker: Worker, batch: BatchId, error: EngineError },
     /// From the supervisor: this worker is no more.
     WorkerLost { worker: Worker, reason: String },
     /// From the supervisor: this device was given up.
     DeviceRetired(DeviceIndex),
+    /// From the supervisor: this device, given up before, is tried again.
+    DeviceReadmitted(DeviceIndex),
     /// From the writer: the segment is safe on disk.
     SegmentCommitted(SegmentId),
     /// From the supervisor: finish what can be committed within this time, then say `Drained`.
     StopWithin(Duration),
+    /// From the supervisor: say what everybody waits for, by `Stood`.
+    WhereDoesItStand,
+}
+
+/// How far the work is and who has it: what a watchdog needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    /// Grows with everything that is done.
+    pub(crate) steps: u64,
+    /// Batches lent and not answered, longest first: number, worker, segment, time since.
+    pub(crate) lent: Vec<(BatchId, Worker, SegmentId, Duration)>,
+    /// Batches that wait for a device.
+    pub(crate) pending: usize,
+    /// Since when the reader owes a segment.
+    pub(crate) reading: Option<Duration>,
+    /// The oldest segment that the writer has not committed, and since when it could.
+    pub(crate) writing: Option<(SegmentId, Duration)>,
+}
+
+/// A device as the packer sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct PackerDevice {
+    pub(crate) name: String,
+    /// Its token budget at the end of an earlier session, if that was reduced.
+    pub(crate) token_budget: Option<u32>,
 }
 
 /// What the packer starts with.
 pub(crate) struct PackerArguments {
     pub(crate) plan: PackingPlan,
     pub(crate) attempts_max: u32,
-    pub(crate) devices: usize,
+    pub(crate) devices: Vec<PackerDevice>,
     pub(crate) file_labels: Vec<String>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
     pub(crate) telemetry: ActorRef<TelemetryMessage>,
@@ -64,6 +91,7 @@ pub(crate) struct Packer;
 
 pub(crate) struct PackerState {
     plan: PackingPlan,
+    device_names: Vec<String>,
     file_labels: Vec<String>,
     supervisor: ActorRef<SupervisorMessage>,
     telemetry: ActorRef<TelemetryMessage>,
@@ -73,19 +101,22 @@ pub(crate) struct PackerState {
     open: BTreeMap<SegmentId, OpenSegment>,
     /// Free slots of devices, in order of asking; at most [`crate::protocol::SLOTS`] per live worker.
     waiting: VecDeque<(Worker, ActorRef<InferenceMessage>)>,
-    /// Whether the reader owes a segment; it is never asked for two at once.
-    reading: bool,
+    /// Since when the reader owes a segment; it is never asked for two at once.
+    reading: Option<Instant>,
     input_ended: bool,
     stopping: bool,
     tokens_done: u64,
     first_lease: Option<Instant>,
+    /// Batches, segments and verdicts so far.
+    steps: u64,
+    lent_at: BTreeMap<BatchId, Instant>,
 }
 
 /// What the packer keeps of a segment until it is committed.
 struct OpenSegment {
     /// Distinct sequences: ordinal of the first record with it, residues, residues to pool.
     sequences: Vec<DistinctSequence>,
-    sealed: bool,
+    sealed: Option<Instant>,
 }
 
 struct DistinctSequence {
@@ -112,10 +143,13 @@ impl Actor for Packer {
         _myself: ActorRef<Self::Msg>,
         arguments: PackerArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let mut ledger = Ledger::new(arguments.attempts_max);
-        ledger.expect_devices((0..arguments.devices).map(DeviceIndex));
+        let mut ledger = Ledger::new(arguments.attempts_max, arguments.plan.token_budget);
+        for (index, device) in arguments.devices.iter().enumerate() {
+            ledger.expect_device(DeviceIndex(index), device.token_budget);
+        }
         Ok(PackerState {
             plan: arguments.plan,
+            device_names: arguments.devices.into_iter().map(|device| device.name).collect(),
             file_labels: arguments.file_labels,
             supervisor: arguments.supervisor,
             telemetry: arguments.telemetry,
@@ -124,11 +158,13 @@ impl Actor for Packer {
             ledger,
             open: BTreeMap::new(),
             waiting: VecDeque::new(),
-            reading: false,
+            reading: None,
             input_ended: false,
             stopping: false,
             tokens_done: 0,
             first_lease: None,
+            steps: 0,
+            lent_at: BTreeMap::new(),
         })
     }
 
@@ -145,34 +181,43 @@ impl Actor for Packer {
                 state.writer = Some(writer);
             }
             PackerMessage::SegmentRead(segment) => {
-                state.reading = false;
+                state.reading = None;
+                state.steps += 1;
                 // A segment that arrives after the stop was not begun: the next run reads it again.
                 if !state.stopping {
                     state.open_segment(segment)?;
                 }
             }
             PackerMessage::InputEnded => {
-                state.reading = false;
+                state.reading = None;
                 state.input_ended = true;
+                state.ledger.expect_no_more();
             }
             PackerMessage::WantBatch { worker, inference } => state.waiting.push_back((worker, inference)),
-            PackerMessage::Completed { worker, batch, values, compute_us } => {
-                state.completed(worker, batch, values, compute_us)?;
+            PackerMessage::Completed { worker, batch, values, completion } => {
+                state.completed(worker, batch, values, completion)?;
             }
             PackerMessage::Failed { worker, batch, error } => {
-                tracing::warn!(device = worker.device.0, %batch, %error, "batch failed");
+                tracing::warn!(device = state.name(worker), %batch, %error, "batch failed");
                 match state.ledger.fail(worker, batch, &error) {
-                    Ok(verdicts) => state.carry_out(verdicts)?,
+                    Ok(verdicts) => state.carry_out(worker, verdicts)?,
                     Err(crate::ledger::Stale) => tracing::debug!(%batch, "late failure dropped"),
                 }
             }
             PackerMessage::WorkerLost { worker, reason } => {
                 state.waiting.retain(|(waiting, _)| *waiting != worker);
                 let verdicts = state.ledger.lose(worker, &reason);
-                state.carry_out(verdicts)?;
+                state.carry_out(worker, verdicts)?;
             }
             PackerMessage::DeviceRetired(device) => state.ledger.retire_device(device),
+            PackerMessage::DeviceReadmitted(device) => state.ledger.readmit_device(device),
+            PackerMessage::WhereDoesItStand => {
+                let standing = state.standing();
+                state.supervisor.cast(SupervisorMessage::Stood(standing))?;
+                return Ok(());
+            }
             PackerMessage::SegmentCommitted(segment) => {
+                state.steps += 1;
                 state.ledger.close_segment(segment);
                 state.open.remove(&segment);
             }
@@ -237,8 +282,9 @@ impl PackerState {
             failed: rejected,
         }))?;
         let token_counts: Vec<u32> = sequences.iter().map(DistinctSequence::token_count).collect();
-        self.ledger.open_segment(id, sequences.len(), pack(&token_counts, self.plan));
-        self.open.insert(id, OpenSegment { sequences, sealed: false });
+        let batches = pack(&token_counts, self.plan);
+        self.ledger.open_segment(id, token_counts, batches);
+        self.open.insert(id, OpenSegment { sequences, sealed: None });
         self.seal_if_settled(id)
     }
 
@@ -247,16 +293,21 @@ impl PackerState {
         worker: Worker,
         batch: BatchId,
         values: Vec<f32>,
-        compute_us: u64,
+        completion: Completion,
     ) -> Result<(), ActorProcessingErr> {
-        let Ok(Lease { segment, sequences, .. }) = self.ledger.complete(worker, batch) else {
-            tracing::debug!(%batch, device = worker.device.0, "late answer dropped");
+        let Ok((lease, verdict)) = self.ledger.complete(worker, batch, completion) else {
+            tracing::debug!(%batch, device = self.name(worker), "late answer dropped");
             return Ok(());
         };
+        self.lent_at.remove(&batch);
+        let Lease { segment, sequences, .. } = lease;
+        self.carry_out(worker, verdict.into_iter().collect())?;
         if sequences.is_empty() {
             // A trial is no progress: it earns a device no restarts.
+            self.supervisor.cast(SupervisorMessage::TrialPassed(worker))?;
             return Ok(());
         }
+        self.steps += 1;
         let open = &self.open[&segment];
         let token_counts = sequences.iter().map(|&s| u64::from(open.sequences[s as usize].token_count()));
         let report = BatchReport {
@@ -264,7 +315,7 @@ impl PackerState {
             sequences: sequences.len() as u64,
             tokens: token_counts.clone().sum(),
             longest_tokens: token_counts.max().unwrap_or(0),
-            compute_us,
+            compute_us: completion.compute_us,
         };
         self.tokens_done += report.tokens;
         self.telemetry.cast(TelemetryMessage::BatchCompleted(report))?;
@@ -273,13 +324,20 @@ impl PackerState {
         self.seal_if_settled(segment)
     }
 
-    fn carry_out(&mut self, verdicts: Vec<Verdict>) -> Result<(), ActorProcessingErr> {
+    fn carry_out(&mut self, worker: Worker, verdicts: Vec<Verdict>) -> Result<(), ActorProcessingErr> {
         for verdict in verdicts {
+            self.steps += 1;
             match verdict {
                 Verdict::Requeued { batch, attempts } => tracing::info!(%batch, attempts, "batch requeued"),
                 Verdict::Split { batch, into } => tracing::info!(%batch, into = into.len(), "batch split"),
                 Verdict::Quarantined { segment, sequence, reason } => {
                     self.quarantine(segment, sequence, &reason)?;
+                }
+                Verdict::Unfit { reason } => {
+                    self.supervisor.cast(SupervisorMessage::WorkerUnfit { worker, reason })?;
+                }
+                Verdict::Reduced { tokens } => {
+                    tracing::warn!(device = self.name(worker), tokens, "token budget reduced");
                 }
             }
         }
@@ -312,10 +370,35 @@ impl PackerState {
     }
 
     fn seal_if_settled(&mut self, segment: SegmentId) -> Result<(), ActorProcessingErr> {
-        if self.ledger.is_settled(segment) && !std::mem::replace(&mut self.open_mut(segment).sealed, true) {
-            self.writer()?.cast(WriterMessage::Seal(segment))?;
+        if self.ledger.is_settled(segment) && self.open[&segment].sealed.is_none() {
+            self.open_mut(segment).sealed = Some(Instant::now());
+            let budgets = self.ledger.reduced_budgets();
+            let token_budgets =
+                budgets.map(|(device, tokens)| (self.device_names[device.0].clone(), tokens)).collect();
+            self.writer()?.cast(WriterMessage::Seal { segment, token_budgets })?;
         }
         Ok(())
+    }
+
+    fn name(&self, worker: Worker) -> &str {
+        &self.device_names[worker.device.0]
+    }
+
+    fn standing(&mut self) -> Standing {
+        let held = self.ledger.held();
+        self.lent_at.retain(|batch, _| held.iter().any(|(held, _, _)| held == batch));
+        let since = |batch: &BatchId| self.lent_at.get(batch).map_or(Duration::ZERO, Instant::elapsed);
+        let sealed = self.open.iter().filter_map(|(&segment, open)| Some((segment, open.sealed?.elapsed())));
+        Standing {
+            steps: self.steps,
+            lent: held
+                .into_iter()
+                .map(|(batch, worker, segment)| (batch, worker, segment, since(&batch)))
+                .collect(),
+            pending: self.ledger.pending_len(),
+            reading: self.reading.map(|since| since.elapsed()),
+            writing: sealed.max_by_key(|&(_, since)| since),
+        }
     }
 
     fn open_mut(&mut self, segment: SegmentId) -> &mut OpenSegment {
@@ -340,8 +423,10 @@ impl PackerState {
                 let sequence = &open.sequences[sequence as usize];
                 sequences.push(sequence.ordinal, &sequence.residues, sequence.pooled_residues);
             }
+            self.lent_at.insert(lease.batch, Instant::now());
+            let Lease { batch, exact, .. } = lease;
             // To a device that has just died: `WorkerLost` is on its way and takes the lease back.
-            let _ = inference.cast(InferenceMessage::Run { batch: lease.batch, sequences });
+            let _ = inference.cast(InferenceMessage::Run { batch, sequences, exact });
         }
         let queued = self.ledger.pending_len();
         self.telemetry.cast(TelemetryMessage::Queue { batches: queued, free_slots: self.waiting.len() })?;
@@ -349,11 +434,13 @@ impl PackerState {
     }
 
     fn ask_reader(&mut self) -> Result<(), ActorProcessingErr> {
-        let wanted =
-            self.open.len() < SEGMENTS_OPEN_MAX && !self.reading && !self.input_ended && !self.stopping;
+        let wanted = self.open.len() < SEGMENTS_OPEN_MAX
+            && self.reading.is_none()
+            && !self.input_ended
+            && !self.stopping;
         if let Some(reader) = self.reader.as_ref().filter(|_| wanted) {
             reader.cast(ReaderMessage::ReadSegment)?;
-            self.reading = true;
+            self.reading = Some(Instant::now());
         }
         Ok(())
     }

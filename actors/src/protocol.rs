@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use crate::identity::{BatchId, Worker};
 
 /// Version of the messages below. Raise it with any change to them.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Batches that a worker may hold: one running, one waiting, so that the engine never idles while the
 /// previous result travels.
@@ -46,6 +46,8 @@ pub enum ToWorker {
         batch: BatchId,
         /// The sequences.
         sequences: Batch,
+        /// Whether to run it in fp32 whatever the job's precision.
+        exact: bool,
     },
     /// Nothing more comes: exit with status 0.
     Shutdown,
@@ -123,6 +125,8 @@ pub enum FromWorker {
         batch: BatchId,
         /// Time in the engine.
         compute_us: u64,
+        /// Share of the device's memory in use at its fullest, 0..=1, where the device tells.
+        memory: Option<f32>,
     },
     /// A batch that the engine could not complete.
     Failed {
@@ -226,7 +230,8 @@ mod tests {
     fn frames_come_back_as_they_went() {
         let mut batch = Batch::default();
         batch.push(7, b"MKV", 3);
-        let messages = [ToWorker::Run { batch: BatchId(3), sequences: batch }, ToWorker::Shutdown];
+        let messages =
+            [ToWorker::Run { batch: BatchId(3), sequences: batch, exact: true }, ToWorker::Shutdown];
         let mut bytes = Vec::new();
         write_frame(&mut bytes, &messages[0], &[]).unwrap();
         write_frame(&mut bytes, &messages[1], &[1.5, -0.0, f32::MIN_POSITIVE]).unwrap();

@@ -37,6 +37,11 @@ impl RestartHistory {
         self.failures_without_progress = 0;
     }
 
+    /// The history of a device that was given up and works again: it is trusted as at first.
+    pub fn readmitted(self) -> Self {
+        Self { failures_without_progress: 0, ..self }
+    }
+
     /// Restarts decided so far.
     pub fn restarts_total(&self) -> u32 {
         self.restarts_total
@@ -61,6 +66,8 @@ impl RestartHistory {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const POLICY: RestartPolicy = RestartPolicy {
@@ -87,6 +94,40 @@ mod tests {
         for _ in 0..100 {
             assert_ne!(history.failed(POLICY, 7), RestartDecision::Retire);
             history.progressed();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_device_is_retired_after_exactly_its_budget_whatever_came_before(
+            restarts_max in 0u32..20,
+            backoff_ms_min in 1u64..1000,
+            factor in 1u64..100,
+            events in prop::collection::vec((any::<bool>(), any::<u64>()), 0..200),
+        ) {
+            let policy = RestartPolicy {
+                backoff_min: Duration::from_millis(backoff_ms_min),
+                backoff_max: Duration::from_millis(backoff_ms_min * factor),
+                restarts_max,
+            };
+            let mut history = RestartHistory::default();
+            let mut failures = 0;
+            for (progress, jitter) in events {
+                if progress {
+                    history.progressed();
+                    failures = 0;
+                    continue;
+                }
+                failures += 1;
+                match history.failed(policy, jitter) {
+                    RestartDecision::After(pause) => {
+                        prop_assert!(failures <= restarts_max);
+                        prop_assert!(pause <= policy.backoff_max);
+                        prop_assert!(pause >= policy.backoff_min.mul_f64(0.75));
+                    }
+                    RestartDecision::Retire => prop_assert!(failures > restarts_max),
+                }
+            }
         }
     }
 

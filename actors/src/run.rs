@@ -40,6 +40,10 @@ pub struct RunPlan {
     pub worker_command: WorkerCommand,
     /// When failed devices are started again.
     pub restart: RestartPolicy,
+    /// When a device that was given up is tried again; `None`: never.
+    pub readmit_after: Option<Duration>,
+    /// Time without progress after which the run says what holds it up.
+    pub stall_max: Duration,
     /// Longest time to load a model.
     pub load_max: Duration,
     /// Longest time without progress.

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kernels::{EngineDescription, EngineOptions};
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -18,13 +18,20 @@ use crate::inference::{
 };
 use crate::manifest::Manifest;
 use crate::monitor::{Monitor, MonitorArguments, MonitorMessage};
-use crate::packer::{Packer, PackerArguments, PackerMessage};
+use crate::packer::{Packer, PackerArguments, PackerDevice, PackerMessage, Standing};
 use crate::protocol::{Assignment, EngineChoice, VERSION};
 use crate::reader::{Reader, ReaderArguments};
 use crate::restart::{RestartDecision, RestartHistory, RestartPolicy};
 use crate::run::RunPlan;
 use crate::telemetry::{DeviceState, Snapshot, Telemetry, TelemetryArguments, TelemetryMessage};
+use crate::watchdog::{Look, Watchdog, holdups};
 use crate::writer::{WriteError, Writer, WriterArguments};
+
+/// How long a part of the pipeline may take to stop. The writer may be syncing a part, which must not be cut
+/// short; but a file system that never answers must not keep a cluster's node busy for ever.
+const STOP_MAX: Duration = Duration::from_secs(60);
+/// Longest time between two tries of a retired device.
+const READMIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// How a run ended.
 #[derive(Debug)]
@@ -86,7 +93,22 @@ pub(crate) enum SupervisorMessage {
         departure: Departure,
     },
     DeviceProgressed(Worker),
+    /// From an inference actor: its engine did some steps.
+    WorkerTicked,
+    /// From the packer: a worker did what any can do.
+    TrialPassed(Worker),
+    /// From the packer: a worker could not even do that.
+    WorkerUnfit {
+        worker: Worker,
+        reason: String,
+    },
     Respawn(DeviceIndex),
+    /// A device that was given up is tried again.
+    Readmit(DeviceIndex),
+    /// Look whether anything happens.
+    Patrol,
+    /// From the packer: how things stand.
+    Stood(Standing),
     InputFailed(InputError),
     WriteFailed(WriteError),
     /// From the packer, perhaps more than once: all is done.
@@ -115,6 +137,8 @@ pub(crate) struct SupervisorState {
     command: WorkerCommand,
     limits: WorkerLimits,
     policy: RestartPolicy,
+    readmit_after: Option<Duration>,
+    watchdog: Watchdog,
     grace: Duration,
     packer: ActorRef<PackerMessage>,
     telemetry: ActorRef<TelemetryMessage>,
@@ -137,10 +161,16 @@ struct DeviceSlot {
     generation: Generation,
     history: RestartHistory,
     stage: Stage,
+    /// Whether its worker has loaded the model.
+    ready: bool,
     monitor: ActorRef<MonitorMessage>,
     last_error: Option<String>,
     /// Starting it again would change nothing.
     hopeless: bool,
+    /// Times it was given up without having done anything since.
+    retirements: u32,
+    /// It was given up before and has not done anything since.
+    on_probation: bool,
 }
 
 enum Stage {
@@ -180,7 +210,14 @@ impl Actor for Supervisor {
         let packer_arguments = PackerArguments {
             plan: plan.packing,
             attempts_max: plan.attempts_per_batch_max,
-            devices: plan.devices.len(),
+            devices: plan
+                .devices
+                .iter()
+                .map(|device| PackerDevice {
+                    name: device.name.clone(),
+                    token_budget: plan.manifest.device_token_budgets.get(&device.name).copied(),
+                })
+                .collect(),
             file_labels: plan.sources.iter().map(|source| source.label().to_owned()).collect(),
             supervisor: myself.clone(),
             telemetry: telemetry.clone(),
@@ -229,18 +266,25 @@ impl Actor for Supervisor {
                 generation: Generation(0),
                 history: RestartHistory::default(),
                 stage: Stage::Pausing,
+                ready: false,
                 monitor,
                 last_error: None,
                 hopeless: false,
+                retirements: 0,
+                on_probation: false,
             });
             myself.cast(SupervisorMessage::Respawn(device))?;
         }
+        let watchdog = Watchdog::new(plan.stall_max, Instant::now());
+        myself.send_interval(watchdog.interval(), || SupervisorMessage::Patrol);
         Ok(SupervisorState {
             devices,
             roles,
             command: plan.worker_command,
             limits: WorkerLimits { load_max: plan.load_max, hang_max: plan.hang_max },
             policy: plan.restart,
+            readmit_after: plan.readmit_after,
+            watchdog,
             grace: plan.shutdown_grace,
             packer,
             telemetry: telemetry.clone(),
@@ -259,12 +303,13 @@ impl Actor for Supervisor {
         crate::fault::point("supervisor");
         match message {
             SupervisorMessage::WorkerStarted { worker, process } => {
-                state.devices[worker.device.0].monitor.cast(MonitorMessage::Watch(process))?;
+                state.watch_process(worker.device, process);
             }
             SupervisorMessage::WorkerReady { worker, description } => {
-                let name = &state.devices[worker.device.0].plan.name;
+                let slot = &mut state.devices[worker.device.0];
+                slot.ready |= slot.generation == worker.generation;
                 tracing::info!(
-                    device = name,
+                    device = slot.plan.name,
                     generation = worker.generation.0,
                     engine = description.name,
                     "ready"
@@ -273,8 +318,16 @@ impl Actor for Supervisor {
             }
             SupervisorMessage::WorkerGone { worker, departure } => state.lost(&myself, worker, departure)?,
             SupervisorMessage::DeviceProgressed(worker) => {
-                state.devices[worker.device.0].history.progressed();
+                let slot = &mut state.devices[worker.device.0];
+                slot.history.progressed();
+                slot.retirements = 0;
             }
+            SupervisorMessage::WorkerTicked => state.watchdog.progressed(),
+            SupervisorMessage::TrialPassed(worker) => state.trial_passed(worker),
+            SupervisorMessage::WorkerUnfit { worker, reason } => state.unfit(worker, &reason),
+            SupervisorMessage::Readmit(device) => state.readmit(&myself, device)?,
+            SupervisorMessage::Patrol => state.patrol(),
+            SupervisorMessage::Stood(standing) => state.stood(&standing),
             SupervisorMessage::Respawn(device) => state.respawn(&myself, device).await?,
             SupervisorMessage::InputFailed(error) => state.end(Outcome::InputFailed(error)),
             SupervisorMessage::WriteFailed(error) => state.end(Outcome::WriteFailed(error)),
@@ -289,7 +342,7 @@ impl Actor for Supervisor {
                 if matches!(state.phase, Phase::Running) {
                     tracing::warn!(%reason, grace_ms = state.grace.as_millis() as u64, "stopping");
                     state.phase = Phase::Stopping(reason);
-                    state.packer.cast(PackerMessage::StopWithin(state.grace))?;
+                    state.tell_packer(PackerMessage::StopWithin(state.grace));
                     myself.send_after(state.grace, || SupervisorMessage::GraceOver);
                 }
             }
@@ -320,6 +373,7 @@ impl Actor for Supervisor {
             }
             Some(Role::Monitor(device)) => {
                 tracing::warn!(device = state.devices[device.0].plan.name, error, "monitor failed");
+                state.restart_monitor(&myself, device).await;
             }
             Some(Role::Pipeline(actor)) => {
                 let reason = StopReason::ActorFailed { actor, error };
@@ -368,6 +422,7 @@ impl SupervisorState {
             Ok((inference, _)) => {
                 self.roles.insert(inference.get_id(), Role::Inference(worker));
                 slot.stage = Stage::Live(inference);
+                slot.ready = false;
                 self.report(device, DeviceState::Loading);
                 Ok(())
             }
@@ -385,9 +440,7 @@ impl SupervisorState {
         worker: Worker,
         departure: Departure,
     ) -> Result<(), ActorProcessingErr> {
-        let slot = &self.devices[worker.device.0];
-        let current = slot.generation == worker.generation && matches!(slot.stage, Stage::Live(_));
-        if current { self.device_failed(myself, worker, departure) } else { Ok(()) }
+        if self.is_current(worker) { self.device_failed(myself, worker, departure) } else { Ok(()) }
     }
 
     fn device_failed(
@@ -397,8 +450,8 @@ impl SupervisorState {
         departure: Departure,
     ) -> Result<(), ActorProcessingErr> {
         let device = worker.device;
+        self.watch_process(device, None);
         let slot = &mut self.devices[device.0];
-        slot.monitor.cast(MonitorMessage::Watch(None))?;
         let (reason, hopeless) = match departure {
             Departure::Asked => {
                 slot.stage = Stage::Left;
@@ -412,8 +465,11 @@ impl SupervisorState {
         slot.hopeless = hopeless;
         let jitter =
             u64::from(std::process::id()) * 31 + device.0 as u64 * 389 + u64::from(worker.generation.0);
-        let decision =
-            if hopeless { RestartDecision::Retire } else { slot.history.failed(self.policy, jitter) };
+        let decision = if hopeless || std::mem::take(&mut slot.on_probation) {
+            RestartDecision::Retire
+        } else {
+            slot.history.failed(self.policy, jitter)
+        };
         let name = &slot.plan.name;
         match decision {
             RestartDecision::After(pause) => {
@@ -431,11 +487,16 @@ impl SupervisorState {
             RestartDecision::Retire => {
                 tracing::error!(device = name, reason, "device retired");
                 slot.stage = Stage::Retired;
-                self.packer.cast(PackerMessage::DeviceRetired(device))?;
+                slot.retirements += 1;
+                if let Some(pause) = self.readmit_after.filter(|_| !hopeless) {
+                    let pause = pause.saturating_mul(1 << (slot.retirements - 1).min(16)).min(READMIT_MAX);
+                    myself.send_after(pause, move || SupervisorMessage::Readmit(device));
+                }
+                self.tell_packer(PackerMessage::DeviceRetired(device));
                 self.report(device, DeviceState::Retired);
             }
         }
-        self.packer.cast(PackerMessage::WorkerLost { worker, reason })?;
+        self.tell_packer(PackerMessage::WorkerLost { worker, reason });
         if self.devices.iter().all(|slot| matches!(slot.stage, Stage::Retired)) {
             let errors = self.devices.iter().map(|slot| {
                 format!("{}: {}", slot.plan.name, slot.last_error.as_deref().unwrap_or("unknown reason"))
@@ -449,6 +510,100 @@ impl SupervisorState {
             self.end(outcome);
         }
         Ok(())
+    }
+
+    /// A message to a packer that has failed is lost, and the run ends for that reason anyway.
+    fn tell_packer(&self, message: PackerMessage) {
+        let _ = self.packer.cast(message);
+    }
+
+    /// Without a monitor there are no samples, which costs nobody anything else.
+    fn watch_process(&self, device: DeviceIndex, process: Option<u32>) {
+        let _ = self.devices[device.0].monitor.cast(MonitorMessage::Watch(process));
+    }
+
+    async fn restart_monitor(&mut self, myself: &ActorRef<SupervisorMessage>, device: DeviceIndex) {
+        let arguments = MonitorArguments { device, telemetry: self.telemetry.clone() };
+        if let Ok((monitor, _)) = Actor::spawn_linked(None, Monitor, arguments, myself.get_cell()).await {
+            self.roles.insert(monitor.get_id(), Role::Monitor(device));
+            self.devices[device.0].monitor = monitor;
+        }
+    }
+
+    fn is_current(&self, worker: Worker) -> bool {
+        let slot = &self.devices[worker.device.0];
+        slot.generation == worker.generation && matches!(slot.stage, Stage::Live(_))
+    }
+
+    fn trial_passed(&mut self, worker: Worker) {
+        if !self.is_current(worker) {
+            return;
+        }
+        let slot = &mut self.devices[worker.device.0];
+        if std::mem::take(&mut slot.on_probation) {
+            slot.history = RestartHistory::readmitted(slot.history);
+            tracing::info!(device = slot.plan.name, "device works again and is taken back");
+        }
+    }
+
+    /// A worker that fails what any can do has a broken engine or device: a fresh process may cure it, and
+    /// the restart budget ends it otherwise.
+    fn unfit(&mut self, worker: Worker, reason: &str) {
+        if self.is_current(worker)
+            && let Stage::Live(inference) = &self.devices[worker.device.0].stage
+        {
+            let _ = inference.cast(InferenceMessage::GiveUp(format!("it fails whatever it gets: {reason}")));
+        }
+    }
+
+    fn readmit(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        device: DeviceIndex,
+    ) -> Result<(), ActorProcessingErr> {
+        if !matches!(self.phase, Phase::Running) {
+            return Ok(());
+        }
+        let slot = &mut self.devices[device.0];
+        tracing::info!(device = slot.plan.name, "retired device is tried again");
+        slot.generation = slot.generation.next();
+        slot.stage = Stage::Pausing;
+        slot.on_probation = true;
+        self.tell_packer(PackerMessage::DeviceReadmitted(device));
+        myself.cast(SupervisorMessage::Respawn(device)).map_err(Into::into)
+    }
+
+    fn patrol(&mut self) {
+        if !matches!(self.phase, Phase::Running | Phase::Stopping(_)) {
+            return;
+        }
+        match self.watchdog.look(Instant::now()) {
+            Look::Ask => self.tell_packer(PackerMessage::WhereDoesItStand),
+            Look::Wait => {}
+            Look::Deaf(time) => {
+                let error = format!("it has not answered for {:.0} s", time.as_secs_f64());
+                self.end(Outcome::Stopped(StopReason::ActorFailed { actor: "packer", error }));
+            }
+        }
+    }
+
+    fn stood(&mut self, standing: &Standing) {
+        if let Some(silent) = self.watchdog.stood(standing) {
+            let state = |slot: &DeviceSlot| match &slot.stage {
+                Stage::Live(_) if slot.ready => "ready",
+                Stage::Live(_) => "loading the model",
+                Stage::Pausing => "about to be restarted",
+                Stage::Retired => "retired",
+                Stage::Left => "done",
+            };
+            let devices: Vec<_> =
+                self.devices.iter().map(|slot| (slot.plan.name.clone(), state(slot))).collect();
+            tracing::warn!(
+                seconds = silent.as_secs(),
+                waiting_for = holdups(standing, &devices),
+                "no progress"
+            );
+        }
     }
 
     /// Begins the end; the first cause wins.
@@ -477,9 +632,10 @@ impl SupervisorState {
         let Phase::Ending(outcome) = std::mem::replace(&mut self.phase, Phase::Ended) else { return };
         self.roles.clear();
         for actor in self.pipeline.drain(..) {
-            // No time limit: the writer may be syncing a part, which must not be cut short. A second
-            // signal ends the process.
-            let _ = actor.stop_and_wait(None, None).await;
+            let name = actor.get_name().unwrap_or_default();
+            if actor.stop_and_wait(None, Some(STOP_MAX)).await.is_err() {
+                tracing::error!(actor = name, seconds = STOP_MAX.as_secs(), "does not stop, left behind");
+            }
         }
         self.packer.stop(None);
         if let Some(sender) = self.outcome.take() {

@@ -57,8 +57,9 @@ pub(crate) enum WriterMessage {
     Deliver { segment: SegmentId, sequences: Vec<u32>, values: Vec<f32> },
     /// This sequence will have no embedding.
     SetAside { segment: SegmentId, sequence: u32, failed: Vec<FailedRecord> },
-    /// Nothing more comes: commit it.
-    Seal(SegmentId),
+    /// Nothing more comes: commit it. With it, for `run.json`, the token budgets of devices that get less
+    /// than the job's.
+    Seal { segment: SegmentId, token_budgets: BTreeMap<String, u32> },
     /// From the thread: committed.
     Committed { segment: SegmentId, rows: u64, records: u64, failed: u64, residues: u64 },
     /// From the thread: it cannot be committed.
@@ -134,6 +135,8 @@ struct Assembly {
     starts: Vec<usize>,
     values: Vec<f32>,
     state: Vec<Delivery>,
+    /// Of devices that get less than the job's budget, when the segment was complete.
+    token_budgets: BTreeMap<String, u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,10 +211,11 @@ impl Actor for Writer {
             WriterMessage::SetAside { segment, sequence, failed } => {
                 state.assembly(segment)?.set_aside(sequence, failed)?;
             }
-            WriterMessage::Seal(segment) => {
-                let assembly =
+            WriterMessage::Seal { segment, token_budgets } => {
+                let mut assembly =
                     state.open.remove(&segment).ok_or_else(|| format!("segment {segment} is not open"))?;
                 assembly.check_complete()?;
+                assembly.token_budgets = token_budgets;
                 let Some(sealed) = &state.sealed else { return Ok(()) };
                 if sealed.try_send(assembly).is_err() {
                     return Err(format!("the writer thread does not take segment {segment}").into());
@@ -259,7 +263,8 @@ impl Assembly {
             starts.push(end);
         }
         let state = vec![Delivery::Awaited; opened.pooled_residues.len()];
-        Self { opened, hidden: schema.hidden, starts, values: vec![0.0; end], state }
+        let token_budgets = BTreeMap::new();
+        Self { opened, hidden: schema.hidden, starts, values: vec![0.0; end], state, token_budgets }
     }
 
     fn deliver(&mut self, sequences: &[u32], values: &[f32]) -> Result<(), String> {
@@ -424,6 +429,7 @@ impl Committer {
         };
         let mut manifest = self.manifest.clone();
         manifest.commit(*segment, entry);
+        manifest.device_token_budgets.clone_from(&assembly.token_budgets);
         if let Some(session) = manifest.sessions.last_mut() {
             session.elapsed_s = self.started.elapsed().as_secs_f64();
         }

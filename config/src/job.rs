@@ -276,6 +276,10 @@ pub struct Restart {
     pub hang_ms: u64,
     /// A model that is not loaded after so long is a failed start, milliseconds.
     pub load_ms_max: u64,
+    /// A retired device is tried again after so long, milliseconds; 0: never.
+    pub readmit_ms: u64,
+    /// A run without progress for so long says what holds it up, milliseconds.
+    pub stall_ms: u64,
     /// Time to commit what is in flight after the first stop signal, milliseconds.
     pub shutdown_grace_ms: u64,
 }

@@ -165,6 +165,12 @@ pub struct RestartTable {
     /// A model that is not loaded after so long is a failed start, milliseconds.
     #[schemars(range(min = limits::LOAD_MS.min, max = limits::LOAD_MS.max))]
     pub load_ms_max: i64,
+    /// A retired device is tried again after so long, milliseconds; 0: never.
+    #[schemars(range(min = limits::READMIT_MS.min, max = limits::READMIT_MS.max))]
+    pub readmit_ms: i64,
+    /// A run without progress for so long says what holds it up, milliseconds.
+    #[schemars(range(min = limits::STALL_MS.min, max = limits::STALL_MS.max))]
+    pub stall_ms: i64,
     /// Time to commit what is in flight after the first stop signal, milliseconds.
     #[schemars(range(min = limits::SHUTDOWN_GRACE_MS.min, max = limits::SHUTDOWN_GRACE_MS.max))]
     pub shutdown_grace_ms: i64,
@@ -215,6 +221,8 @@ impl Default for RestartTable {
             restarts_per_device_max: 8,
             hang_ms: 300_000,
             load_ms_max: 600_000,
+            readmit_ms: 600_000,
+            stall_ms: 60_000,
             shutdown_grace_ms: 10_000,
         }
     }
@@ -441,6 +449,8 @@ impl From<&Job> for JobFile {
                 restarts_per_device_max: job.restart.restarts_per_device_max.into(),
                 hang_ms: number(job.restart.hang_ms),
                 load_ms_max: number(job.restart.load_ms_max),
+                readmit_ms: number(job.restart.readmit_ms),
+                stall_ms: number(job.restart.stall_ms),
                 shutdown_grace_ms: number(job.restart.shutdown_grace_ms),
             },
             telemetry: TelemetryTable {

@@ -71,6 +71,10 @@ pub(crate) const RESTARTS_PER_DEVICE: Limit = Limit::new(0, 10_000);
 pub(crate) const HANG_MS: Limit = Limit::new(100, DAY_MS);
 /// The same reason as [`HANG_MS`].
 pub(crate) const LOAD_MS: Limit = Limit::new(100, DAY_MS);
+/// 0: never again. Shorter than a second would do little but load the model.
+pub(crate) const READMIT_MS: Limit = Limit::new(0, DAY_MS);
+/// Shorter would speak of every batch of a large model on a CPU.
+pub(crate) const STALL_MS: Limit = Limit::new(100, DAY_MS);
 /// 0: stop at once and leave what is in flight to the next run.
 pub(crate) const SHUTDOWN_GRACE_MS: Limit = Limit::new(0, DAY_MS);
 

@@ -250,6 +250,8 @@ impl Resolver<'_> {
         );
         let hang_ms = self.number("restart.hang_ms", typed.hang_ms, limits::HANG_MS);
         let load_ms_max = self.number("restart.load_ms_max", typed.load_ms_max, limits::LOAD_MS);
+        let readmit_ms = self.number("restart.readmit_ms", typed.readmit_ms, limits::READMIT_MS);
+        let stall_ms = self.number("restart.stall_ms", typed.stall_ms, limits::STALL_MS);
         let shutdown_grace_ms =
             self.number("restart.shutdown_grace_ms", typed.shutdown_grace_ms, limits::SHUTDOWN_GRACE_MS);
         Some(Restart {
@@ -259,6 +261,8 @@ impl Resolver<'_> {
             restarts_per_device_max: restarts_per_device_max?,
             hang_ms: hang_ms?,
             load_ms_max: load_ms_max?,
+            readmit_ms: readmit_ms?,
+            stall_ms: stall_ms?,
             shutdown_grace_ms: shutdown_grace_ms?,
         })
     }

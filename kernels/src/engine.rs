@@ -123,4 +123,21 @@ pub trait Engine: Send {
     /// # Errors
     /// See [`EngineError`]; the caller decides between split, retry and restart.
     fn run(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError>;
+
+    /// Runs one batch in fp32, whatever the precision asked for: its sequences overflowed in that one.
+    ///
+    /// An engine that computes in fp32 anyway need not do anything about it.
+    ///
+    /// # Errors
+    /// As of [`Engine::run`].
+    fn run_exact(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
+        self.run(batch, progress)
+    }
+
+    /// Share of the device's memory in use at its fullest, as far as the device tells, 0..=1.
+    ///
+    /// Asked for after each batch; must not take longer than a batch of one sequence.
+    fn memory_in_use(&mut self) -> Option<f32> {
+        None
+    }
 }

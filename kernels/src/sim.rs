@@ -19,13 +19,15 @@ use crate::{Batch, Embeddings, Engine, EngineDescription, EngineError, EngineOpt
 /// | `latency_ns_per_token=10` | time of each token |
 /// | `load_ms=50` | time to load |
 /// | `oom_above_tokens=8000` | larger batches are out of memory |
+/// | `memory_tokens=9000` | memory that so many tokens fill; a larger batch is out of memory |
 /// | `fault=KIND@CONDITIONS` | a [`Fault`]; may repeat |
 /// | `slow=4@CONDITIONS` | multiplies the time of matching batches; may repeat |
 /// | `crash_rate=0.01` | share of batches that end the process, decided by `seed` |
 /// | `seed=1` | seed of `crash_rate` |
 ///
-/// `CONDITIONS` are `device:1,generation:0,batch:3,ordinal:17`, each optional, all of which must
-/// hold; with none, `@` may be left out. `batch` counts the batches one engine has run, from 0.
+/// `CONDITIONS` are `device:1,generation:0,batch:3,ordinal:17,exact:false`, each optional, all of which
+/// must hold; with none, `@` may be left out. `batch` counts the batches one engine has run, from 0;
+/// `exact` tells batches that are repeated in fp32 from the others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimProgram {
     hidden: usize,
@@ -33,6 +35,7 @@ pub struct SimProgram {
     latency_ns_per_token: u64,
     load_ms: u64,
     oom_above_tokens: Option<usize>,
+    memory_tokens: Option<usize>,
     faults: Vec<Fault>,
     slow: Vec<(f64, Conditions)>,
     crash_rate: f64,
@@ -93,13 +96,15 @@ struct Conditions {
     generation: Option<u32>,
     batch: Option<u64>,
     ordinal: Option<u64>,
+    exact: Option<bool>,
 }
 
 impl Conditions {
-    fn hold(&self, device: u32, generation: u32, batch: u64, ordinals: &[u64]) -> bool {
+    fn hold(&self, device: u32, generation: u32, batch: u64, ordinals: &[u64], exact: bool) -> bool {
         self.hold_at_load(device, generation)
             && self.batch.is_none_or(|wanted| wanted == batch)
             && self.ordinal.is_none_or(|wanted| ordinals.contains(&wanted))
+            && self.exact.is_none_or(|wanted| wanted == exact)
     }
 
     fn hold_at_load(&self, device: u32, generation: u32) -> bool {
@@ -126,6 +131,7 @@ impl Default for SimProgram {
             latency_ns_per_token: 0,
             load_ms: 0,
             oom_above_tokens: None,
+            memory_tokens: None,
             faults: Vec::new(),
             slow: Vec::new(),
             crash_rate: 0.0,
@@ -171,6 +177,12 @@ impl SimProgram {
             "latency_ns_per_token" => self.latency_ns_per_token = number(value)?,
             "load_ms" => self.load_ms = number(value)?,
             "oom_above_tokens" => self.oom_above_tokens = Some(number(value)?),
+            "memory_tokens" => {
+                self.memory_tokens = Some(number(value)?);
+                if self.memory_tokens == Some(0) {
+                    return Err("a device has some memory".into());
+                }
+            }
             "seed" => self.seed = number(value)?,
             "crash_rate" => {
                 self.crash_rate = number(value)?;
@@ -186,7 +198,9 @@ impl SimProgram {
                 };
                 let conditions = conditions_of(conditions)?;
                 let at_load = matches!(kind, FaultKind::LoadFail | FaultKind::LoadHang);
-                if at_load && (conditions.batch.is_some() || conditions.ordinal.is_some()) {
+                let of_a_batch =
+                    conditions.batch.is_some() || conditions.ordinal.is_some() || conditions.exact.is_some();
+                if at_load && of_a_batch {
                     return Err(format!(
                         "`{name}` strikes before any batch: only device and generation apply"
                     ));
@@ -204,7 +218,7 @@ impl SimProgram {
             _ => {
                 return Err(format!(
                     "unknown setting `{key}` (known: hidden, latency_us_per_batch, latency_ns_per_token, \
-                     load_ms, oom_above_tokens, fault, slow, crash_rate, seed)"
+                     load_ms, oom_above_tokens, memory_tokens, fault, slow, crash_rate, seed)"
                 ));
             }
         }
@@ -226,9 +240,13 @@ fn conditions_of(text: &str) -> Result<Conditions, String> {
             "generation" => conditions.generation.replace(number(value)?).is_some(),
             "batch" => conditions.batch.replace(number(value)?).is_some(),
             "ordinal" => conditions.ordinal.replace(number(value)?).is_some(),
+            "exact" => {
+                let exact = value.trim().parse().map_err(|_| format!("`{value}` is not true or false"))?;
+                conditions.exact.replace(exact).is_some()
+            }
             _ => {
                 return Err(format!(
-                    "unknown condition `{name}` (known: device, generation, batch, ordinal)"
+                    "unknown condition `{name}` (known: device, generation, batch, ordinal, exact)"
                 ));
             }
         };
@@ -249,6 +267,8 @@ pub struct SimEngine {
     description: EngineDescription,
     batches: u64,
     lost: bool,
+    /// Tokens of the latest batch.
+    tokens: usize,
 }
 
 impl SimEngine {
@@ -298,11 +318,12 @@ impl SimEngine {
             description,
             batches: 0,
             lost: false,
+            tokens: 0,
         })
     }
 
     /// Carries out the faults that strike `batch`, the `number`th of this engine.
-    fn strike(&mut self, batch: &Batch, number: u64) -> Result<(), EngineError> {
+    fn strike(&mut self, batch: &Batch, number: u64, exact: bool) -> Result<(), EngineError> {
         let crash = self.program.crash_rate > 0.0
             && unit(mix(&[self.program.seed, self.device.into(), self.generation.into(), number]))
                 < self.program.crash_rate;
@@ -311,7 +332,7 @@ impl SimEngine {
         }
         let mut non_finite = Vec::new();
         for fault in &self.program.faults {
-            if !fault.conditions.hold(self.device, self.generation, number, &batch.ordinals) {
+            if !fault.conditions.hold(self.device, self.generation, number, &batch.ordinals, exact) {
                 continue;
             }
             match fault.kind {
@@ -350,13 +371,15 @@ impl SimEngine {
     }
 
     /// How long `batch` takes.
-    fn latency(&self, batch: &Batch, number: u64) -> Duration {
+    fn latency(&self, batch: &Batch, number: u64, exact: bool) -> Duration {
         let SimProgram { latency_us_per_batch, latency_ns_per_token, slow, .. } = &self.program;
         let per_token = latency_ns_per_token.saturating_mul(batch.token_count() as u64);
         let base = Duration::from_micros(*latency_us_per_batch) + Duration::from_nanos(per_token);
         let factor: f64 = slow
             .iter()
-            .filter(|(_, conditions)| conditions.hold(self.device, self.generation, number, &batch.ordinals))
+            .filter(|(_, conditions)| {
+                conditions.hold(self.device, self.generation, number, &batch.ordinals, exact)
+            })
             .map(|(factor, _)| factor)
             .product();
         Duration::try_from_secs_f64(base.as_secs_f64() * factor).unwrap_or(Duration::MAX)
@@ -369,6 +392,20 @@ impl Engine for SimEngine {
     }
 
     fn run(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
+        self.run_as(batch, progress, false)
+    }
+
+    fn run_exact(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
+        self.run_as(batch, progress, true)
+    }
+
+    fn memory_in_use(&mut self) -> Option<f32> {
+        self.program.memory_tokens.map(|all| self.tokens as f32 / all as f32)
+    }
+}
+
+impl SimEngine {
+    fn run_as(&mut self, batch: &Batch, progress: &Progress, exact: bool) -> Result<Embeddings, EngineError> {
         /// A slow batch still shows progress this often; only a hang does not.
         const TICK: Duration = Duration::from_millis(20);
         let number = self.batches;
@@ -377,11 +414,13 @@ impl Engine for SimEngine {
         if self.lost {
             return Err(EngineError::Device(format!("simulated device {} is lost", self.device)));
         }
-        if self.program.oom_above_tokens.is_some_and(|limit| batch.token_count() > limit) {
-            return Err(EngineError::OutOfMemory { tokens: batch.token_count() });
+        self.tokens = batch.token_count();
+        let room = [self.program.oom_above_tokens, self.program.memory_tokens];
+        if room.into_iter().flatten().any(|limit| self.tokens > limit) {
+            return Err(EngineError::OutOfMemory { tokens: self.tokens });
         }
-        self.strike(batch, number)?;
-        let mut left = self.latency(batch, number);
+        self.strike(batch, number, exact)?;
+        let mut left = self.latency(batch, number, exact);
         while !left.is_zero() {
             let step = left.min(TICK);
             std::thread::sleep(step);

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod actors;
 mod changed;
 mod commands;
 mod configuration;
@@ -18,6 +19,7 @@ mod golden;
 mod input;
 mod job;
 mod kill;
+mod memory;
 mod outcome;
 mod poison;
 mod process;
