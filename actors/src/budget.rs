@@ -50,6 +50,10 @@ impl TokenBudget {
     pub fn remembered(mut self, tokens: u32) -> Self {
         self.current = tokens.clamp(self.floor(), self.full);
         self.ran_short = self.is_reduced();
+        if self.ran_short {
+            // Taken for settled: what was too much then is tried again only after a while.
+            self.ceiling = self.current + 1;
+        }
         self
     }
 
