@@ -26,4 +26,5 @@ mod process;
 mod proteins;
 mod resume;
 mod stopping;
+mod suspended;
 mod verify;

@@ -180,6 +180,23 @@ impl Running {
         ProcessIdentity::children_of(self.id())
     }
 
+    /// Its open files, sockets and pipes.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
+    }
+
+    /// Its threads.
+    pub(crate) fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().count()
+    }
+
+    /// Children that ended and were not waited for.
+    pub(crate) fn zombies(&self) -> usize {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let ids = processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+        ids.filter_map(stat).filter(|stat| stat.parent == self.id() && stat.state == 'Z').count()
+    }
+
     /// Waits for the end; fails the test if it takes too long.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Finished {
@@ -235,9 +252,14 @@ impl ProcessIdentity {
 
     /// Ends it as `kill -9` does, if it still runs.
     pub(crate) fn kill(self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Sends a signal, if it still runs.
+    pub(crate) fn signal(self, signal: Signal) {
         if self.lives() {
             // It may have ended in between.
-            let _ = kill_process(Pid::from_raw(self.id as i32).unwrap(), Signal::KILL);
+            let _ = kill_process(Pid::from_raw(self.id as i32).unwrap(), signal);
         }
     }
 }
