@@ -4,6 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::Path;
 
+use actors::files;
 use actors::identity::SegmentId;
 use actors::manifest::{Manifest, ResultFolder};
 
@@ -30,7 +31,7 @@ impl LockedFolder {
             return Err(Failure::new(Exit::Usage, text).hint("choose another output.directory"));
         }
         for path in [folder.embeddings(), folder.state()] {
-            fs::create_dir_all(&path).map_err(|error| failed("create", &path, &error))?;
+            files::create_folder(&path).map_err(|error| failed("create", &path, &error))?;
         }
         let path = folder.lock();
         let mut lock = File::options()
@@ -65,6 +66,7 @@ impl LockedFolder {
         // The manifest first: without it nothing here counts as a result.
         for path in [self.folder.manifest(), self.folder.failed()] {
             remove(&path)?;
+            files::sync_folder_of(&path).map_err(|error| failed("sync the folder of", &path, &error))?;
         }
         self.remove_parts_except(&[])?;
         for path in list(&self.folder.state())? {
@@ -123,10 +125,7 @@ fn list(folder: &Path) -> Result<Vec<std::path::PathBuf>, Failure> {
 }
 
 fn remove(path: &Path) -> Result<(), Failure> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed("delete", path, &error)),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    files::remove(path).map_err(|error| failed("delete", path, &error))
 }
 
 fn failed(operation: &str, path: &Path, error: &std::io::Error) -> Failure {

@@ -4,6 +4,9 @@
 //! a static. Simulated devices have faults of their own, see [`kernels::sim`]. Nothing here is used by
 //! anything but tests, through the real executable.
 
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// `packer:5=panic;file-operation:17=abort`: the packer panics at its sixth message, and the process
 /// aborts right after the eighteenth operation on files. Kinds are `panic` and `abort`; numbers count from 0.
+/// `file-trace=PATH` appends a line to PATH for each operation on files: what, then the names, by tabs.
 pub const VARIABLE: &str = "VIRNUCPRO_FAULTS";
 
 /// What happens at a point.
@@ -46,8 +50,34 @@ impl FromStr for Fault {
     }
 }
 
-fn parse(programme: &str) -> Result<Vec<Fault>, String> {
-    programme.split(';').filter(|text| !text.trim().is_empty()).map(|text| text.trim().parse()).collect()
+/// All that the variable asks for.
+#[derive(Debug, Default)]
+struct Programme {
+    faults: Vec<Fault>,
+    trace: Option<File>,
+}
+
+fn parse(text: &str) -> Result<Programme, String> {
+    let mut programme = Programme::default();
+    for text in text.split(';').map(str::trim).filter(|text| !text.is_empty()) {
+        match text.strip_prefix("file-trace=") {
+            Some(path) => {
+                let file = File::options().create(true).append(true).open(path);
+                programme.trace = Some(file.map_err(|error| format!("`{path}`: {error}"))?);
+            }
+            None => programme.faults.push(text.parse()?),
+        }
+    }
+    Ok(programme)
+}
+
+fn programme() -> &'static Programme {
+    static PROGRAMME: OnceLock<Programme> = OnceLock::new();
+    PROGRAMME.get_or_init(|| {
+        let text = std::env::var(VARIABLE).unwrap_or_default();
+        #[expect(clippy::panic, reason = "a test with a misspelt fault must not pass")]
+        parse(&text).unwrap_or_else(|error| panic!("{VARIABLE}: {error}"))
+    })
 }
 
 /// Passes a point: fails here if the programme says so.
@@ -55,13 +85,7 @@ fn parse(programme: &str) -> Result<Vec<Fault>, String> {
 /// # Panics
 /// On purpose, and for a programme that cannot be understood.
 pub(crate) fn point(name: &str) {
-    static PROGRAMME: OnceLock<Vec<Fault>> = OnceLock::new();
-    let programme = PROGRAMME.get_or_init(|| {
-        let text = std::env::var(VARIABLE).unwrap_or_default();
-        #[expect(clippy::panic, reason = "a test with a misspelt fault must not pass")]
-        parse(&text).unwrap_or_else(|error| panic!("{VARIABLE}: {error}"))
-    });
-    for fault in programme.iter().filter(|fault| fault.point == name) {
+    for fault in programme().faults.iter().filter(|fault| fault.point == name) {
         if fault.passed.fetch_add(1, Ordering::Relaxed) == fault.number {
             match fault.kind {
                 #[expect(clippy::panic, reason = "the fault is a panic")]
@@ -72,17 +96,32 @@ pub(crate) fn point(name: &str) {
     }
 }
 
+/// Passes the point `file-operation` after `operation` on the files `paths`.
+///
+/// # Panics
+/// As [`point`], and if the trace cannot be written.
+pub(crate) fn file_operation(operation: &str, paths: &[&Path]) {
+    if let Some(mut trace) = programme().trace.as_ref() {
+        let names = paths.iter().map(|path| format!("\t{}", path.display())).collect::<String>();
+        // In one call, so that lines of two threads do not mix.
+        trace.write_all(format!("{operation}{names}\n").as_bytes()).expect("the trace is a test's own file");
+    }
+    point("file-operation");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn programmes_are_read_and_misspelt_ones_refused() {
-        let faults = parse("packer:5=panic; file-operation:17=abort").unwrap();
-        let read: Vec<_> = faults.iter().map(|f| (f.point.as_str(), f.number, f.kind)).collect();
+        let programme = parse("packer:5=panic; file-operation:17=abort").unwrap();
+        let read: Vec<_> = programme.faults.iter().map(|f| (f.point.as_str(), f.number, f.kind)).collect();
         assert_eq!(read, [("packer", 5, Kind::Panic), ("file-operation", 17, Kind::Abort)]);
-        assert!(parse("").unwrap().is_empty());
-        for wrong in ["packer", "packer:5", "packer:x=panic", "packer:5=explode", "packer=panic"] {
+        assert!(parse("").unwrap().faults.is_empty());
+        for wrong in
+            ["packer", "packer:5", "packer:x=panic", "packer:5=explode", "packer=panic", "file-trace=/"]
+        {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

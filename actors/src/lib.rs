@@ -4,6 +4,7 @@ pub mod budget;
 pub mod failed;
 pub mod fasta;
 pub mod fault;
+pub mod files;
 pub mod identity;
 mod inference;
 pub mod ledger;

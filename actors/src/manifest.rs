@@ -339,6 +339,6 @@ impl SegmentEntry {
 /// Writes a whole file under a temporary name, syncs and renames it.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let pending = PendingFile::create(path)?;
-    pending.file().write_all(bytes)?;
+    (&pending).write_all(bytes)?;
     pending.commit()
 }

@@ -10,6 +10,7 @@ mod actors;
 mod changed;
 mod commands;
 mod configuration;
+mod crash;
 mod demo;
 mod devices;
 mod disk;

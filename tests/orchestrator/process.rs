@@ -56,6 +56,11 @@ impl Finished {
         self.status.code().unwrap_or_else(|| panic!("ended by {}:\n{}", self.status, self.stderr))
     }
 
+    /// Whether a signal, such as that of an abort, ended the process.
+    pub(crate) fn was_ended_by_a_signal(&self) -> bool {
+        self.status.code().is_none()
+    }
+
     /// Fails the test unless the process ended with this code.
     #[track_caller]
     pub(crate) fn expect(self, code: i32) -> Self {

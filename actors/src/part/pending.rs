@@ -4,9 +4,11 @@
 //! before the new content is safe on disk.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use crate::files;
 
 /// Returns the name under which `destination` is written before it is complete: `.NAME.tmp` beside it.
 ///
@@ -38,11 +40,11 @@ impl PendingFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
         }
         let temporary = temporary_path(destination);
-        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&temporary)?;
+        let file = files::create(&temporary)?;
         Ok(Self { file, temporary, destination: destination.to_owned(), renamed: false })
     }
 
-    /// Returns the open file, empty at first; write through `&File`.
+    /// Returns the open file, empty at first, for who writes at places of their own choice.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -59,14 +61,20 @@ impl PendingFile {
     /// When syncing or renaming fails. Before the rename the temporary file is removed; when only the
     /// folder's sync fails, the complete file stays under its name.
     pub fn commit(mut self) -> io::Result<()> {
-        self.file.sync_all()?;
-        fs::rename(&self.temporary, &self.destination)?;
+        files::sync(&self.file, &self.temporary)?;
+        files::rename(&self.temporary, &self.destination)?;
         self.renamed = true;
-        let folder = match self.destination.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        File::open(folder)?.sync_all()
+        files::sync_folder_of(&self.destination)
+    }
+}
+
+impl Write for &PendingFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        files::write(&self.file, &self.temporary, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -74,14 +82,14 @@ impl Drop for PendingFile {
     fn drop(&mut self) {
         if !self.renamed {
             // Nothing more can be done about a failure here; the name tells that the file is no result.
-            let _ = fs::remove_file(&self.temporary);
+            let _ = files::remove(&self.temporary);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::fs;
 
     use super::*;
 
@@ -90,7 +98,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("part-00000.parquet");
         let pending = PendingFile::create(&path).unwrap();
-        pending.file().write_all(b"rows").unwrap();
+        (&pending).write_all(b"rows").unwrap();
         assert!(!path.exists());
         pending.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"rows");
@@ -103,7 +111,7 @@ mod tests {
         let path = folder.path().join("part-00000.parquet");
         fs::write(&path, b"old").unwrap();
         let pending = PendingFile::create(&path).unwrap();
-        pending.file().write_all(b"half a ro").unwrap();
+        (&pending).write_all(b"half a ro").unwrap();
         drop(pending);
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -115,7 +123,7 @@ mod tests {
         let path = folder.path().join("part-00000.parquet");
         fs::write(temporary_path(&path), b"a longer left-over").unwrap();
         let pending = PendingFile::create(&path).unwrap();
-        pending.file().write_all(b"new").unwrap();
+        (&pending).write_all(b"new").unwrap();
         pending.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
     }

@@ -80,7 +80,7 @@ pub fn write_part<'a>(
     rows: impl IntoIterator<Item = PartRow<'a>>,
 ) -> Result<PartSummary, PartError> {
     let pending = PendingFile::create(path).map_err(|source| PartError::writing(path, source))?;
-    let mut sink = HashingWriter::new(pending.file());
+    let mut sink = HashingWriter::new(&pending);
     let rows = encode(path, schema, metadata, rows, ROW_GROUP_BYTES_MAX, &mut sink)?;
     let (bytes, checksum) = sink.finish();
     pending.commit().map_err(|source| PartError::writing(path, source))?;
