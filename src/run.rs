@@ -345,6 +345,11 @@ fn conclude(
             let text = format!("the model cannot be used: {errors}");
             Some(Failure::new(Exit::Failed, text).hint("check or fetch the weights again"))
         }
+        Outcome::WriteFailed(error) if error.is_folder_gone() => {
+            manifest.status = RunStatus::Stopped;
+            let failure = Failure::because(Exit::Resumable, &error);
+            Some(failure.hint("something removed a folder of the result; what is gone is computed again"))
+        }
         Outcome::WriteFailed(error) => {
             manifest.status = RunStatus::Failed;
             Some(Failure::because(Exit::Failed, &error))

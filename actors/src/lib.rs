@@ -10,6 +10,7 @@ mod inference;
 pub mod ledger;
 pub mod manifest;
 mod monitor;
+mod obstacle;
 mod packer;
 pub mod packing;
 pub mod part;

@@ -5,7 +5,8 @@
 //! never add to this folder.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,11 @@ use crate::part::{self, PartChecksum, PartError, PendingFile};
 
 /// Version of the file's layout.
 pub const FORMAT: u32 = 1;
+
+/// Size of the file at most. A segment takes under 500 bytes and an input file about as many, so half a
+/// million of either fit; with more, writing it anew at each commit would take longer than the commits.
+/// Something larger under its name is none of ours and must not fill the memory.
+pub const BYTES_MAX: u64 = 256 << 20;
 
 /// What happened to the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,6 +164,22 @@ pub enum ManifestError {
         /// Its layout.
         found: u32,
     },
+    /// It contradicts itself: nobody knows what is committed.
+    #[error("`{}` contradicts itself: {reason}", path.display())]
+    Inconsistent {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        reason: String,
+    },
+    /// It is, or would become, larger than [`BYTES_MAX`].
+    #[error("`{}` takes {bytes} bytes or more, at most {BYTES_MAX} are allowed: make fewer, larger segments", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size, as far as it was read.
+        bytes: u64,
+    },
 }
 
 /// What is wrong with a committed part.
@@ -185,6 +207,16 @@ pub enum PartFault {
         found: u64,
         /// Rows in the manifest.
         expected: u64,
+    },
+    /// Its segment's list of failed records is not the one that was committed.
+    #[error("`{}` does not list the {expected} failed records of its segment: {reason}", path.display())]
+    FailedList {
+        /// The list.
+        path: PathBuf,
+        /// Failed records in the manifest.
+        expected: u64,
+        /// What is wrong.
+        reason: String,
     },
 }
 
@@ -246,11 +278,17 @@ impl Manifest {
     /// See [`ManifestError`].
     pub fn read(folder: &ResultFolder) -> Result<Option<Self>, ManifestError> {
         let path = folder.manifest();
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
+        let mut text = Vec::new();
+        // One byte more than allowed tells that there is more.
+        let read = File::open(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut text));
+        match read {
+            Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ManifestError::Io { operation: "read", path, source }),
-        };
+        }
+        if text.len() as u64 > BYTES_MAX {
+            return Err(ManifestError::TooLarge { path, bytes: text.len() as u64 });
+        }
         #[derive(Deserialize)]
         struct FormatOnly {
             format: u32,
@@ -260,16 +298,58 @@ impl Manifest {
         if format != FORMAT {
             return Err(ManifestError::Format { path, found: format });
         }
-        serde_json::from_slice(&text).map_err(malformed).map(Some)
+        let manifest: Self = serde_json::from_slice(&text).map_err(malformed)?;
+        match manifest.contradiction() {
+            Some(reason) => Err(ManifestError::Inconsistent { path, reason }),
+            None => Ok(Some(manifest)),
+        }
+    }
+
+    /// What is impossible in it: the sign of an edit by hand or of a damaged file that is still JSON.
+    fn contradiction(&self) -> Option<String> {
+        let mut end = 0;
+        let mut totals = Totals::default();
+        for (&number, entry) in &self.segments {
+            let segment = SegmentId(number);
+            if entry.part != ResultFolder::part_name(segment) {
+                return Some(format!("segment {segment} names the part `{}`", entry.part));
+            }
+            let records = entry.rows.checked_add(entry.failed);
+            if records != Some(entry.records) {
+                return Some(format!(
+                    "segment {segment} has {} records, not its rows and failed",
+                    entry.records
+                ));
+            }
+            if entry.first_index < end {
+                return Some(format!("segment {segment} begins before the end of the one before it"));
+            }
+            let Some(next) = entry.first_index.checked_add(entry.records) else {
+                return Some(format!("segment {segment} ends beyond all numbers"));
+            };
+            end = next;
+            totals.records += entry.records;
+            totals.rows += entry.rows;
+            totals.failed += entry.failed;
+            let Some(residues) = totals.residues.checked_add(entry.residues) else {
+                return Some(format!("segment {segment} has too many residues"));
+            };
+            totals.residues = residues;
+        }
+        (totals != self.totals).then(|| "its totals are not those of its segments".to_owned())
     }
 
     /// Replaces the manifest of a result folder at once and for good.
     ///
     /// # Errors
-    /// [`ManifestError::Io`].
+    /// [`ManifestError::Io`], [`ManifestError::TooLarge`].
     pub fn write(&self, folder: &ResultFolder) -> Result<(), ManifestError> {
         let path = folder.manifest();
         let text = serde_json::to_vec_pretty(self).expect("a manifest is plain data");
+        if text.len() as u64 > BYTES_MAX {
+            // It could not be read again.
+            return Err(ManifestError::TooLarge { path, bytes: text.len() as u64 });
+        }
         write_whole(&path, &text).map_err(|source| ManifestError::Io { operation: "write", path, source })
     }
 
@@ -313,7 +393,8 @@ impl Manifest {
 }
 
 impl SegmentEntry {
-    /// Checks the part against the manifest: readable footer, row count, checksum.
+    /// Checks the part against the manifest: readable footer, row count, checksum. A list of failed records,
+    /// if there is one, must be whole; that there must be one is the caller's to check.
     ///
     /// # Errors
     /// See [`PartFault`].
@@ -332,6 +413,35 @@ impl SegmentEntry {
                 expected: self.sha256.clone(),
             });
         }
+        self.check_failed_list(folder)
+    }
+
+    fn check_failed_list(&self, folder: &ResultFolder) -> Result<(), PartFault> {
+        let number =
+            self.part.strip_prefix("embeddings/part-").and_then(|rest| rest.strip_suffix(".parquet"));
+        let Some(number) = number.and_then(|number| number.parse().ok()) else { return Ok(()) };
+        let path = folder.failed_of(SegmentId(number));
+        let wrong =
+            |reason: String| PartFault::FailedList { path: path.clone(), expected: self.failed, reason };
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) if self.failed > 0 => text,
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound && self.failed > 0 => {
+                return Err(wrong(error.to_string()));
+            }
+            Ok(_) | Err(_) => return Ok(()),
+        };
+        if !text.ends_with('\n') || text.lines().count() as u64 != self.failed {
+            return Err(wrong(format!("it holds {} lines", text.lines().count())));
+        }
+        let records = self.first_index..self.first_index + self.records;
+        let mut next = records.start;
+        for line in text.lines() {
+            let index = line.split_once('\t').and_then(|(index, _)| index.parse::<u64>().ok());
+            match index.filter(|index| (next..records.end).contains(index)) {
+                Some(index) => next = index + 1,
+                None => return Err(wrong(format!("`{line}` is none of them"))),
+            }
+        }
         Ok(())
     }
 }
@@ -341,4 +451,226 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let pending = PendingFile::create(path)?;
     (&pending).write_all(bytes)?;
     pending.commit()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn empty() -> Manifest {
+        Manifest {
+            format: FORMAT,
+            version: "1.2.3".to_owned(),
+            status: RunStatus::Running,
+            reason: None,
+            identity: BTreeMap::from([("model.sha256".to_owned(), "sim".to_owned())]),
+            job: serde_json::json!({ "devices": ["sim:0"] }),
+            input: vec![FileDigest { path: "a \" b\t.fasta".to_owned(), bytes: 7, sha256: "0".repeat(64) }],
+            counts: InputCounts::default(),
+            model: ModelEntry { source: "sim".to_owned(), sha256: "sim".to_owned(), layers: 0, hidden: 64 },
+            devices: vec!["sim:0".to_owned()],
+            token_budget: 1000,
+            sessions: Vec::new(),
+            totals: Totals::default(),
+            segments: BTreeMap::new(),
+        }
+    }
+
+    /// A segment of at most 1,000 records, in its place in the input.
+    fn entry(segment: u32, rows: u64, failed: u64, residues: u64) -> SegmentEntry {
+        SegmentEntry {
+            first_index: 1_000 * u64::from(segment),
+            records: rows + failed,
+            rows,
+            failed,
+            residues,
+            part: ResultFolder::part_name(SegmentId(segment)),
+            bytes: residues,
+            sha256: "f".repeat(64),
+        }
+    }
+
+    /// What can happen to a manifest.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Commit {
+            segment: u32,
+            rows: u64,
+            failed: u64,
+            residues: u64,
+        },
+        Revoke(u32),
+        SessionBegins {
+            started_unix_s: u64,
+            elapsed_ms: u64,
+        },
+        Ends(RunStatus, Option<String>),
+        Write,
+        /// The process dies: what is in memory is lost, and the next one reads.
+        Crash,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let segment = || 0..12u32;
+        let status = prop::sample::select(vec![
+            RunStatus::Running,
+            RunStatus::Done,
+            RunStatus::Stopped,
+            RunStatus::Failed,
+        ]);
+        prop_oneof![
+            4 => (segment(), 0..500u64, 0..500u64, 0..u64::from(u32::MAX))
+                .prop_map(|(segment, rows, failed, residues)| Step::Commit { segment, rows, failed, residues }),
+            2 => segment().prop_map(Step::Revoke),
+            1 => (any::<u32>(), any::<u32>()).prop_map(|(started, elapsed)| Step::SessionBegins {
+                started_unix_s: started.into(),
+                elapsed_ms: elapsed.into(),
+            }),
+            1 => (status, prop::option::of(".*")).prop_map(|(status, reason)| Step::Ends(status, reason)),
+            3 => Just(Step::Write),
+            2 => Just(Step::Crash),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn totals_are_the_sums_and_what_is_read_is_what_was_written(steps in prop::collection::vec(step(), 0..40)) {
+            let folder = tempfile::tempdir().unwrap();
+            let folder = ResultFolder(folder.path().to_owned());
+            let mut manifest = empty();
+            // The model: rows, failed and residues of each committed segment, in memory and on disk.
+            let mut committed: BTreeMap<u32, (u64, u64, u64)> = BTreeMap::new();
+            let mut written = None;
+            for step in steps {
+                match step {
+                    Step::Commit { segment, rows, failed, residues } => {
+                        if committed.insert(segment, (rows, failed, residues)).is_some() {
+                            manifest.revoke(SegmentId(segment));
+                        }
+                        manifest.commit(SegmentId(segment), entry(segment, rows, failed, residues));
+                    }
+                    Step::Revoke(segment) => {
+                        committed.remove(&segment);
+                        manifest.revoke(SegmentId(segment));
+                    }
+                    Step::SessionBegins { started_unix_s, elapsed_ms } => manifest.sessions.push(Session {
+                        started_unix_s,
+                        elapsed_s: elapsed_ms as f64 / 1000.0,
+                        tokens: elapsed_ms,
+                        restarts: 0,
+                    }),
+                    Step::Ends(status, reason) => (manifest.status, manifest.reason) = (status, reason),
+                    Step::Write => {
+                        manifest.write(&folder).unwrap();
+                        written = Some((manifest.clone(), committed.clone()));
+                    }
+                    Step::Crash => {
+                        let read = Manifest::read(&folder).unwrap();
+                        prop_assert_eq!(read.as_ref(), written.as_ref().map(|(manifest, _)| manifest));
+                        manifest = read.unwrap_or_else(empty);
+                        committed = written.as_ref().map(|(_, model)| model.clone()).unwrap_or_default();
+                    }
+                }
+                let sum = |of: fn(&(u64, u64, u64)) -> u64| committed.values().map(of).sum::<u64>();
+                let totals = Totals {
+                    records: sum(|(rows, failed, _)| rows + failed),
+                    rows: sum(|(rows, ..)| *rows),
+                    failed: sum(|(_, failed, _)| *failed),
+                    residues: sum(|(.., residues)| *residues),
+                };
+                prop_assert_eq!(manifest.totals, totals);
+                prop_assert_eq!(manifest.segments.keys().collect::<Vec<_>>(), committed.keys().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_contradicts_itself_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = ResultFolder(folder.path().to_owned());
+        let mut whole = empty();
+        whole.commit(SegmentId(0), entry(0, 5, 0, 50));
+        whole.commit(SegmentId(1), entry(1, 6, 1, 60));
+        assert_eq!(whole.contradiction(), None);
+        type Edit = fn(&mut Manifest);
+        let edits: [(Edit, &str); 6] = [
+            (
+                |m| m.segments.get_mut(&1).unwrap().part = ResultFolder::part_name(SegmentId(0)),
+                "names the part",
+            ),
+            (|m| m.segments.get_mut(&1).unwrap().part = "../elsewhere".to_owned(), "names the part"),
+            (|m| m.segments.get_mut(&1).unwrap().rows = 7, "has 7 records"),
+            (|m| m.segments.get_mut(&1).unwrap().first_index = 4, "begins before"),
+            (|m| m.segments.get_mut(&1).unwrap().first_index = u64::MAX, "beyond all numbers"),
+            (|m| m.totals.residues += 1, "totals"),
+        ];
+        for (edit, expected) in edits {
+            let mut edited = whole.clone();
+            edit(&mut edited);
+            std::fs::write(folder.manifest(), serde_json::to_vec(&edited).unwrap()).unwrap();
+            let error = Manifest::read(&folder).unwrap_err().to_string();
+            assert!(error.contains("contradicts itself") && error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_larger_than_any_manifest_is_not_read_into_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = ResultFolder(folder.path().to_owned());
+        // Sparse: it takes no room.
+        File::create(folder.manifest()).unwrap().set_len(BYTES_MAX * 1000).unwrap();
+        let error = Manifest::read(&folder).unwrap_err();
+        assert!(matches!(error, ManifestError::TooLarge { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_entry_takes_less_room_than_the_limit_counts_on() {
+        let widest = SegmentEntry {
+            first_index: u64::MAX,
+            records: u64::MAX,
+            rows: u64::MAX,
+            failed: u64::MAX,
+            residues: u64::MAX,
+            part: ResultFolder::part_name(SegmentId(u32::MAX)),
+            bytes: u64::MAX,
+            sha256: "f".repeat(64),
+        };
+        let mut manifest = empty();
+        let before = serde_json::to_vec_pretty(&manifest).unwrap().len();
+        manifest.segments.insert(u32::MAX, widest);
+        let grown = serde_json::to_vec_pretty(&manifest).unwrap().len() - before;
+        assert!(grown < 500, "{grown}");
+    }
+
+    #[test]
+    fn a_damaged_list_of_failed_records_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = ResultFolder(folder.path().to_owned());
+        std::fs::create_dir(folder.state()).unwrap();
+        let list = folder.failed_of(SegmentId(3));
+        let entry = entry(3, 10, 2, 0);
+        let whole = "3004\ta\tf\t1\tinput\twhy\n3011\tb\tf\t9\tcompute\twhy\n";
+        std::fs::write(&list, whole).unwrap();
+        entry.check_failed_list(&folder).unwrap();
+        let damaged = [
+            &whole[..whole.len() - 1],
+            &whole[..20],
+            "",
+            &whole.replace("3011", "3012"),
+            &whole.replace("3004", "2999"),
+            &whole.replace("3011", "3004"),
+            &whole.replace("3011", "x"),
+        ];
+        for text in damaged {
+            std::fs::write(&list, text).unwrap();
+            let fault = entry.check_failed_list(&folder).unwrap_err();
+            assert!(fault.to_string().contains("2 failed records"), "{fault}");
+        }
+        std::fs::write(&list, [0xff, b'\n', b'\n']).unwrap();
+        assert!(entry.check_failed_list(&folder).is_err());
+    }
 }

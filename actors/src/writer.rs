@@ -2,7 +2,7 @@
 //!
 //! The packer opens a segment, delivers embeddings and seals it; the actor keeps them in memory and hands
 //! the sealed segment to its thread, which writes the part, then the manifest: in that order, so that a
-//! part counts only once it is whole. A full disk pauses the thread until there is room. Invariant: a
+//! part counts only once it is whole. A full or read-only disk pauses the thread until it can write. Invariant: a
 //! segment is committed only if each of its sequences was delivered or set aside, exactly once.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,13 +16,16 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::failed::{self, FailedRecord};
 use crate::identity::SegmentId;
 use crate::manifest::{Manifest, ManifestError, ResultFolder, SegmentEntry, write_whole};
+use crate::obstacle::Obstacle;
 use crate::packer::{PackerMessage, SEGMENTS_OPEN_MAX};
 use crate::part::{self, PartError, PartRow, PartSchema};
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::TelemetryMessage;
 
-/// Pause between two tries while the disk is full; short enough to go on soon, long enough to stay quiet.
-const DISK_FULL_RETRY: Duration = Duration::from_secs(2);
+/// Time between two tries while writing is paused: short enough to go on soon.
+const PAUSED_RETRY: Duration = Duration::from_secs(2);
+/// Time between two warnings of the same pause: it may last a night.
+const PAUSED_WARNING: Duration = Duration::from_secs(60);
 /// How often a waiting thread looks whether it shall stop.
 const STOP_POLL: Duration = Duration::from_millis(100);
 
@@ -89,14 +92,23 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    fn is_disk_full(&self) -> bool {
-        let io = match self {
-            Self::Part(error) => return error.is_disk_full(),
-            Self::Manifest(ManifestError::Io { source, .. }) | Self::Failed { source, .. } => source,
-            Self::Manifest(ManifestError::Malformed { .. } | ManifestError::Format { .. }) => return false,
-        };
-        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    /// The system's failure below it, if there is one.
+    fn io(&self) -> Option<&std::io::Error> {
+        match self {
+            Self::Part(error) => error.io(),
+            Self::Manifest(ManifestError::Io { source, .. }) | Self::Failed { source, .. } => Some(source),
+            Self::Manifest(
+                ManifestError::Malformed { .. }
+                | ManifestError::Format { .. }
+                | ManifestError::Inconsistent { .. }
+                | ManifestError::TooLarge { .. },
+            ) => None,
+        }
+    }
+
+    /// Whether the result folder, or one inside it, was removed: the next run makes it again.
+    pub fn is_folder_gone(&self) -> bool {
+        self.io().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     }
 }
 
@@ -355,32 +367,32 @@ impl Committer {
         self.manifest
     }
 
-    /// Commits one segment, waiting for room on a full disk; `None` if told to stop while waiting.
+    /// Commits one segment, waiting while something that may pass is in the way; `None` if told to stop
+    /// while waiting.
     fn commit_when_possible(&mut self, assembly: &Assembly) -> Result<Option<WriterMessage>, WriteError> {
-        let mut waited = false;
+        let folder = self.folder.0.display().to_string();
+        let mut warned: Option<(Obstacle, Instant)> = None;
         loop {
-            match self.commit(assembly) {
+            let error = match self.commit(assembly) {
                 Ok(message) => {
-                    if waited {
-                        tracing::warn!(folder = %self.folder.0.display(), "there is room again: writing goes on");
+                    if let Some((obstacle, _)) = warned {
+                        tracing::warn!(folder, "{}", obstacle.over());
                         let _ = self.telemetry.cast(TelemetryMessage::DiskFull(false));
                     }
                     return Ok(Some(message));
                 }
-                Err(error) if error.is_disk_full() => {
-                    tracing::warn!(
-                        folder = %self.folder.0.display(),
-                        error = %crate::error_chain(&error),
-                        retry_ms = DISK_FULL_RETRY.as_millis() as u64,
-                        "disk full: writing is paused, free some space and it goes on"
-                    );
-                    waited = true;
-                    let _ = self.telemetry.cast(TelemetryMessage::DiskFull(true));
-                    if !self.pause(DISK_FULL_RETRY) {
-                        return Ok(None);
-                    }
-                }
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            let Some(obstacle) = error.io().and_then(Obstacle::of) else { return Err(error) };
+            let known =
+                |(before, at): (Obstacle, Instant)| before == obstacle && at.elapsed() < PAUSED_WARNING;
+            if !warned.is_some_and(known) {
+                tracing::warn!(folder, error = %crate::error_chain(&error), "{}", obstacle.paused());
+                let _ = self.telemetry.cast(TelemetryMessage::DiskFull(true));
+                warned = Some((obstacle, Instant::now()));
+            }
+            if !self.pause(PAUSED_RETRY) {
+                return Ok(None);
             }
         }
     }

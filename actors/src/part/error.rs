@@ -17,7 +17,7 @@ pub enum PartError {
         #[source]
         source: io::Error,
     },
-    /// The folder cannot be written to: stop.
+    /// The folder cannot be written to for now: pause, report, try again.
     #[error("not allowed to write `{}`", path.display())]
     ReadOnly {
         /// The part.
@@ -132,9 +132,28 @@ pub enum PartError {
 }
 
 impl PartError {
-    /// True when waiting for space and trying again may help.
+    /// True when space, a quota or a limit on file sizes is used up.
     pub fn is_disk_full(&self) -> bool {
         matches!(self, Self::DiskFull { .. })
+    }
+
+    /// The system's failure below it, if there is one.
+    pub fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::DiskFull { source, .. }
+            | Self::ReadOnly { source, .. }
+            | Self::Write { source, .. }
+            | Self::Read { source, .. } => Some(source),
+            Self::Encode { .. }
+            | Self::Overflow { .. }
+            | Self::Shape { .. }
+            | Self::RowTooLarge { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Width { .. }
+            | Self::ReservedKey { .. }
+            | Self::Damaged { .. }
+            | Self::NotAPart { .. } => None,
+        }
     }
 
     /// Sorts a failure of the system while writing `path`.
