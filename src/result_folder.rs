@@ -1,20 +1,21 @@
 //! Opening a result folder: locked against a second run, cleared or resumed.
 
-use std::fs::{self, File, TryLockError};
-use std::io::Write;
+mod lock;
+
+use std::fs;
 use std::path::Path;
 
 use actors::files;
 use actors::identity::SegmentId;
 use actors::manifest::{Manifest, ResultFolder};
 
+use self::lock::{Lock, LockError};
 use crate::failure::{Exit, Failure};
 
 /// A result folder that no other run writes to while this value lives.
 pub(crate) struct LockedFolder {
     pub(crate) folder: ResultFolder,
-    /// The lock is the open file's; the system releases it with the process.
-    _lock: File,
+    lock: Lock,
 }
 
 impl LockedFolder {
@@ -33,29 +34,21 @@ impl LockedFolder {
         for path in [folder.embeddings(), folder.state()] {
             files::create_folder(&path).map_err(|error| failed("create", &path, &error))?;
         }
-        let path = folder.lock();
-        let mut lock = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(|error| failed("open", &path, &error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let owner = fs::read_to_string(&path).unwrap_or_default();
-                let text = format!("another run is writing to `{}` ({})", directory.display(), owner.trim());
-                return Err(Failure::new(Exit::Usage, text)
-                    .hint("wait for it, stop it, or choose another output.directory"));
+        let lock = Lock::take(&folder.lock()).map_err(|error| match error {
+            LockError::Held { owner, hint } => {
+                let text = format!("another run is writing to `{}` ({owner})", directory.display());
+                Failure::new(Exit::Usage, text).hint(hint)
             }
-            Err(TryLockError::Error(error)) => return Err(failed("lock", &path, &error)),
+            LockError::Io { operation, path, error } => failed(operation, &path, &error),
+        })?;
+        Ok(Self { folder, lock })
+    }
+
+    /// Logs from which dead run the folder was taken over, if it was; once there is a log.
+    pub(crate) fn log_takeover(&self) {
+        if let Some(owner) = &self.lock.taken_from {
+            tracing::warn!(owner, "the lock is taken over from a run that died");
         }
-        let owner = format!("process {}\n", std::process::id());
-        lock.set_len(0)
-            .and_then(|()| lock.write_all(owner.as_bytes()))
-            .map_err(|error| failed("write", &path, &error))?;
-        Ok(Self { folder, _lock: lock })
     }
 
     /// Deletes an earlier result, and nothing that this program did not write.

@@ -44,6 +44,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let bar = progress::shows_bar(&job.telemetry);
     logging::start(&job.telemetry, &locked.folder.log(), bar)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), job = %job.file.display(), "starting");
+    locked.log_takeover();
     if job.model.source == config::ModelSource::Demo && compute.model.opened.is_some() {
         tracing::warn!("the demo model shows that everything works; it is not fit for biology");
     }

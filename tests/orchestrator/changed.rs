@@ -51,6 +51,76 @@ fn nothing_made_of_an_input_that_was_written_to_is_kept() {
     assert_eq!(job.done_into("results").parts, undisturbed.parts);
 }
 
+/// A run that has committed a segment and has more to read.
+fn halfway(job: &JobFolder) -> Running {
+    let results = job.at("results");
+    let mut running = job.start_into("results");
+    running.wait_until("a segment is committed", |_| crate::outcome::segments_committed(&results) > 0);
+    running
+}
+
+#[test]
+fn an_input_that_vanishes_grows_or_shrinks_ends_the_run_which_goes_on_once_it_is_back() {
+    let text = fasta(87, 600, 50..90);
+    let job = || JobFolder::new(&text).set("output.segment_sequences", 16);
+    let undisturbed = job().done_into("results");
+    type Change = fn(&std::path::Path);
+    let changes: [(&str, Change); 4] = [
+        ("vanishes", |path| fs::remove_file(path).unwrap()),
+        ("grows", |path| {
+            let mut file = File::options().append(true).open(path).unwrap();
+            std::io::Write::write_all(&mut file, b">late\nMKVL\n").unwrap();
+        }),
+        ("shrinks", |path| File::options().write(true).open(path).unwrap().set_len(20_000).unwrap()),
+        ("becomes a folder", |path| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        }),
+    ];
+    for (what, change) in changes {
+        let job = job().simulating("latency_us_per_batch=20000");
+        let input = job.at("proteins.fasta");
+        let running = halfway(&job);
+        change(&input);
+        let message = format!("input `{}` has changed while the run was going on", input.display());
+        running.finish().expect(5).says([message.as_str(), "hint: ", "to go on: "]);
+        let run = crate::outcome::manifest(&job.at("results")).unwrap();
+        assert_eq!(run["status"], "failed", "{what}");
+        assert_eq!(run["totals"]["records"], 0, "{what}: what this session made is not trusted");
+        // Without it nothing starts; a longer or shorter one is another input.
+        if !input.is_file() {
+            let finished = job.run_into("results");
+            let code = finished.code();
+            let finished = finished.says([input.display().to_string()]);
+            assert!(matches!(code, 1 | 2 | 5), "{what}: {finished:?}");
+            let _ = fs::remove_dir(&input);
+        } else {
+            job.run_into("results").expect(2).says(["input.sha256[0] was", "--fresh"]);
+        }
+        job.write("proteins.fasta", &text);
+        job.simulating("").done_into("results").assert_same(&undisturbed, what);
+    }
+}
+
+#[test]
+fn a_compressed_input_that_is_cut_during_the_run_ends_it() {
+    let text = fasta(88, 600, 50..90);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+    let packed = encoder.finish().unwrap();
+    let job = JobFolder::new(&packed).set("output.segment_sequences", 16);
+    let undisturbed = job.done_into("undisturbed");
+    let job = job.simulating("latency_us_per_batch=20000");
+    let input = job.at("proteins.fasta");
+    let running = halfway(&job);
+    File::options().write(true).open(&input).unwrap().set_len(packed.len() as u64 / 2).unwrap();
+    let name = input.display().to_string();
+    running.finish().expect(5).says([name.as_str(), "hint: "]);
+    job.run_into("results").expect(5).says([name.as_str(), "is truncated"]);
+    job.write("proteins.fasta", packed);
+    job.done_into("results").assert_same(&undisturbed, "once the file was whole again");
+}
+
 #[test]
 fn a_fresh_start_with_bad_input_leaves_the_earlier_result() {
     let job = JobFolder::new(fasta(83, 50, 20..60));

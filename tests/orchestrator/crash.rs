@@ -27,9 +27,10 @@ fn crash_at(job: &JobFolder, number: usize) -> Finished {
 }
 
 /// The operations of one run, each with its paths relative to the result folder.
-fn trace(job: &JobFolder, results: &str) -> Vec<Vec<String>> {
+fn trace(job: &JobFolder, results: &str, more: &[&str]) -> Vec<Vec<String>> {
     let path = job.at("trace");
-    run(job.command_into(results).env(FAULTS, format!("file-trace={}", path.display()))).expect(3);
+    let mut command = job.command_into(results);
+    run(command.args(more).env(FAULTS, format!("file-trace={}", path.display()))).expect(3);
     let text = fs::read_to_string(&path).unwrap();
     fs::remove_file(path).unwrap();
     let prefix = format!("{}/", fs::canonicalize(job.path()).unwrap().join(results).display());
@@ -111,7 +112,7 @@ fn for_each<T: Sync>(work: &[T], check: impl Fn(&JobFolder, &Outcome, &T) + Sync
 
 #[test]
 fn a_crash_after_any_operation_on_files_costs_nothing_that_was_committed() {
-    let operations = trace(&job(), "results").len();
+    let operations = trace(&job(), "results", &[]).len();
     // One past the last: that run ends by itself, so that none was left out.
     let numbers: Vec<usize> = (0..=operations).collect();
     for_each(&numbers, |job, whole, &number| {
@@ -124,7 +125,7 @@ fn a_crash_after_any_operation_on_files_costs_nothing_that_was_committed() {
 
 #[test]
 fn a_crash_while_an_earlier_crash_is_mended_costs_nothing_either() {
-    let operations = trace(&job(), "results").len() as u64;
+    let operations = trace(&job(), "results", &[]).len() as u64;
     let mut random = Random::from_environment("crash while resuming");
     let crashes: Vec<[u64; 3]> = (0..12).map(|_| [(); 3].map(|()| random.within(0..operations))).collect();
     for_each(&crashes, |job, whole, numbers| {
@@ -172,7 +173,7 @@ fn assert_ordered(operations: &[Vec<String>]) {
 
 #[test]
 fn every_name_is_given_after_its_content_and_before_what_relies_on_it() {
-    let operations = trace(&job(), "results");
+    let operations = trace(&job(), "results", &[]);
     assert_ordered(&operations);
     let renamed: Vec<&str> = operations
         .iter()
@@ -197,4 +198,39 @@ fn every_name_is_given_after_its_content_and_before_what_relies_on_it() {
     // The folders themselves were made and brought to disk before anything in them.
     let position = |wanted: &[&str]| operations.iter().position(|operation| operation == wanted).unwrap();
     assert!(position(&["create-folder", "embeddings"]) < position(&["sync-folder", ""]));
+}
+
+#[test]
+fn a_crash_while_an_earlier_result_is_cleared_leaves_no_mixture() {
+    let earlier = job();
+    earlier.run_into("results").expect(3);
+    let operations = trace(&earlier, "results", &["--fresh"]);
+    // The manifest is gone for good before the first of its parts: without it nothing counts as a result.
+    let position = |wanted: &[&str]| operations.iter().position(|operation| operation == wanted).unwrap();
+    let first_part = operations.iter().position(|operation| operation[1].starts_with("embeddings/")).unwrap();
+    assert!(position(&["remove", "run.json"]) < position(&["sync-folder", ""]));
+    assert!(position(&["sync-folder", ""]) < first_part);
+    let begun = operations.iter().position(|operation| operation[0] == "create").unwrap();
+    assert!(begun > 6, "three parts, a list, the manifest and failed.tsv were removed: {operations:?}");
+
+    let numbers: Vec<usize> = (0..begun + 3).collect();
+    for_each(&numbers, |job, whole, &number| {
+        // What is there before is of other proteins, and of more.
+        let proteins = fs::read(job.at("proteins.fasta")).unwrap();
+        job.write("proteins.fasta", fasta(92, 16, 20..60));
+        job.run_into("results").expect(3);
+        job.write("proteins.fasta", proteins);
+        let mut command = job.command_into("results");
+        command.arg("--fresh").env(FAULTS, format!("file-operation:{number}=abort"));
+        assert!(run(&mut command).was_ended_by_a_signal());
+        // Without the word it is refused for as long as something of before is there.
+        let what = format!("fresh, after operation {number}");
+        let plain = job.run_into("results");
+        if plain.code() == 2 {
+            plain.says(["holds parts but no run.json", "--fresh"]);
+            run(job.command_into("results").arg("--fresh")).expect(3);
+        }
+        job.outcome("results").assert_same(whole, &what);
+        assert_eq!(temporary_files(&job.at("results")), Vec::<String>::new(), "{what}");
+    });
 }

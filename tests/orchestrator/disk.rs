@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
@@ -47,7 +48,7 @@ fn a_file_size_limit_pauses_the_run_until_it_is_raised() {
     let job = job();
     let undisturbed = job.done_into("undisturbed");
     let mut run = start_limited(&job, 64);
-    run.wait_for("disk full: writing is paused");
+    run.wait_for("file size limit reached: writing is paused");
     let results = job.at("results");
     assert_eq!(segments_committed(&results), 0);
     assert_only_whole_parts(&results, &undisturbed);
@@ -62,7 +63,7 @@ fn a_run_that_waits_for_room_can_be_stopped_and_goes_on_later() {
     let job = job().set("restart.shutdown_grace_ms", 300);
     let undisturbed = job.done_into("undisturbed");
     let mut run = start_limited(&job, 64);
-    run.wait_for("disk full: writing is paused");
+    run.wait_for("file size limit reached: writing is paused");
     run.signal(Signal::TERM);
     run.finish().expect(75).says(["stopped by SIGTERM"]);
     job.run_into("results").expect(0);
@@ -115,6 +116,149 @@ fn a_full_disk_pauses_the_run_until_there_is_room() {
     fs::remove_file(&ballast).unwrap();
     run.finish().expect(0).says(["there is room again: writing goes on"]);
     job.outcome("results").assert_same(&undisturbed, "after room was made");
+}
+
+/// A folder that cannot be written to by anybody, through a mount of its own; gone when dropped.
+///
+/// A file system with files open for writing, as the log of a run is, cannot be remounted; a view of one of
+/// its folders can.
+struct ReadOnlyView(PathBuf);
+
+impl ReadOnlyView {
+    /// `None`, with the reason on standard output, where mounting is not allowed.
+    fn mount(at: &Path) -> Option<Self> {
+        let mount = |arguments: &[&str]| Command::new("mount").args(arguments).arg(at).output();
+        let bound = Command::new("mount").arg("--bind").args([at, at]).output();
+        let view = match bound {
+            Ok(output) if output.status.success() => Self(at.to_owned()),
+            Ok(output) => {
+                println!("skipped: no mount here: {}", String::from_utf8_lossy(&output.stderr).trim());
+                return None;
+            }
+            Err(error) => {
+                println!("skipped: no mount here: {error}");
+                return None;
+            }
+        };
+        let remounted = mount(&["-o", "remount,bind,ro"]).unwrap();
+        assert!(remounted.status.success(), "{}", String::from_utf8_lossy(&remounted.stderr));
+        Some(view)
+    }
+}
+
+impl Drop for ReadOnlyView {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(std::thread::panicking() || unmounted.unwrap().success());
+    }
+}
+
+#[test]
+fn a_disk_that_turns_read_only_pauses_the_run_until_it_is_writable() {
+    let slow = format!("{WIDE};latency_us_per_batch=20000");
+    let job = job().simulating(&slow);
+    let undisturbed = job.done_into("undisturbed");
+    // The parts, then the folder of the lists: in both the thread waits.
+    for folder in ["embeddings", ".state"] {
+        let _ = fs::remove_dir_all(job.at("results"));
+        let job =
+            JobFolder::new(fasta(61, 300, 20..100)).simulating(&format!("{slow};fault=nan@ordinal:299"));
+        let results = job.at("results");
+        let mut run = job.start_into("results");
+        run.wait_until("a segment is committed", |_| segments_committed(&results) > 0);
+        let Some(view) = ReadOnlyView::mount(&results.join(folder)) else { return };
+        run.wait_for("file system is read-only: writing is paused, remount it");
+        if folder == "embeddings" {
+            // Long enough for another try, which is not told again.
+            let paused = Instant::now();
+            run.wait_until("another try", |_| paused.elapsed() > Duration::from_millis(2500));
+        }
+        drop(view);
+        let finished = run.finish().expect(3).says(["the folder can be written to again: writing goes on"]);
+        assert_eq!(finished.stderr.matches("writing is paused").count(), 1, "{}", finished.stderr);
+        assert!(!finished.stderr.contains("disk full"), "{}", finished.stderr);
+        let outcome = job.outcome("results");
+        assert_eq!(outcome.failed_records().len(), 1);
+        for (name, bytes) in undisturbed.parts.iter().filter(|(name, _)| *name != "part-00004.parquet") {
+            assert!(bytes == &outcome.parts[name], "{name}");
+        }
+    }
+}
+
+/// A user without rights, for tests that run as the superuser, who may write anywhere.
+const NOBODY: u32 = 65_534;
+
+/// Lets another user at a folder of ours.
+fn give_to_nobody(path: &Path) {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    if rustix::process::geteuid().is_root() {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_right_that_is_taken_away_pauses_the_run_until_it_is_given_back() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let job = job().simulating(&format!("{WIDE};latency_us_per_batch=20000"));
+    let undisturbed = job.done_into("undisturbed");
+    fs::create_dir(job.at("results")).unwrap();
+    give_to_nobody(job.path());
+    give_to_nobody(&job.at("results"));
+    let mut command = job.command_into("results");
+    if rustix::process::geteuid().is_root() {
+        // The program itself must be within that user's reach.
+        let mut reaches = Command::new(PROGRAM);
+        if let Err(error) = reaches.arg("--version").uid(NOBODY).gid(NOBODY).output() {
+            println!("skipped: another user cannot start `{PROGRAM}`: {error}");
+            return;
+        }
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let mut run = Running::start(&mut command);
+    let results = job.at("results");
+    run.wait_until("a segment is committed", |_| segments_committed(&results) > 0);
+    let embeddings = results.join("embeddings");
+    fs::set_permissions(&embeddings, fs::Permissions::from_mode(0o555)).unwrap();
+    run.wait_for("not allowed to write: writing is paused, give back the right");
+    fs::set_permissions(&embeddings, fs::Permissions::from_mode(0o755)).unwrap();
+    run.finish().expect(0).says(["the folder can be written to again: writing goes on"]);
+    job.outcome("results").assert_same(&undisturbed, "after the right was given back");
+}
+
+#[test]
+fn a_result_folder_that_is_taken_away_ends_the_run_and_the_next_makes_it_again() {
+    let job = job().simulating(&format!("{WIDE};latency_us_per_batch=20000"));
+    let undisturbed = job.done_into("undisturbed");
+    for (taken, reported) in [
+        ("results/embeddings", Some("committed part is damaged and will be computed again")),
+        // A list is written there; what it lists is known from the manifest.
+        ("results/.state", None),
+        // The manifest is gone with it: nothing is known of the run before.
+        ("results", None),
+    ] {
+        let _ = fs::remove_dir_all(job.at("results"));
+        let _ = fs::remove_dir_all(job.at("taken"));
+        let failing = taken.ends_with(".state");
+        let mut command = job.command_into("results");
+        if failing {
+            command.env("VIRNUCPRO_SIM", format!("{WIDE};latency_us_per_batch=20000;fault=nan@ordinal:299"));
+        }
+        let mut run = Running::start(&mut command);
+        let results = job.at("results");
+        run.wait_until("a segment is committed", |_| segments_committed(&results) > 0);
+        fs::rename(job.at(taken), job.at("taken")).unwrap();
+        let ended = run.finish().expect(75);
+        ended.says([
+            "No such file or directory",
+            "what is gone is computed again",
+            "to go on: virnucpro-orch",
+        ]);
+        let finished = job.run_into("results").expect(0);
+        assert!(reported.is_none_or(|text| finished.stderr.contains(text)), "{}", finished.stderr);
+        job.outcome("results").assert_same(&undisturbed, taken);
+    }
 }
 
 #[test]

@@ -251,6 +251,37 @@ fn standard_input_is_read_from_a_pipe_and_kept_for_resuming() {
     Running::start_fed(&mut fresh, b">other\nMKV\n").finish().expect(0).says(["1, 3 residues"]);
 }
 
+/// A pipe ends the same way whether its writer was through or died: plain FASTA cut within the residues of a
+/// record is whole FASTA. What can be told is told; what cannot is caught when the whole input comes.
+#[test]
+fn a_pipe_that_ends_early_is_told_where_it_can_be() {
+    let text = ">first\nMKVLAAGG\n>second\nWWYYHHKK\n";
+    let job = JobFolder::new("").set("input.fasta", "-");
+    let feed = |input: &[u8]| {
+        let _ = fs::remove_dir_all(job.at("results"));
+        Running::start_fed(&mut job.command_into("results"), input).finish()
+    };
+    // Compressed data knows its end.
+    let packed = gzip(text.as_bytes());
+    let packed_zstd = zstd::stream::encode_all(text.as_bytes(), 3).unwrap();
+    for whole in [&packed, &packed_zstd] {
+        for length in [whole.len() - 1, whole.len() / 2] {
+            feed(&whole[..length]).expect(5).says(["input `-` is truncated", "hint: "]);
+        }
+    }
+    // A header without residues is no record.
+    let header = text.find("second").unwrap() + 3;
+    feed(&text.as_bytes()[..header]).expect(5).says(["-:3: bad record `sec`: no residues"]);
+    // Within the residues: taken for what it is, counted and digested, and never mixed with the whole.
+    feed(&text.as_bytes()[..text.len() - 4]).expect(0).says(["2, 13 residues"]);
+    let cut = job.outcome("results");
+    assert_eq!(cut.rows()[1].length, 5);
+    let whole = Running::start_fed(&mut job.command_into("results"), text.as_bytes()).finish();
+    whole.expect(2).says(["input.sha256[0] was", "--fresh"]);
+    job.outcome("results").assert_same(&cut, "after the whole input was refused");
+    feed(text.as_bytes()).expect(0).says(["2, 16 residues"]);
+}
+
 #[test]
 fn a_record_beyond_the_limit_is_named() {
     let job = JobFolder::new(format!(">small\nMKV\n>large\n{}\n", "MKVLA".repeat(100)));

@@ -20,6 +20,7 @@ mod golden;
 mod input;
 mod job;
 mod kill;
+mod lock;
 mod memory;
 mod outcome;
 mod poison;

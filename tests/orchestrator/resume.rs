@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::job::JobFolder;
-use crate::outcome::{committed_files, segments_committed};
+use crate::outcome::committed_files;
 use crate::proteins::fasta;
 
 fn job() -> JobFolder {
@@ -170,25 +170,6 @@ fn fresh_deletes_the_earlier_result_and_nothing_else() {
 }
 
 #[test]
-fn a_second_run_on_the_same_folder_is_kept_out() {
-    let job = job().simulating("latency_us_per_batch=20000");
-    let results = job.at("results");
-    let mut first = job.start_into("results");
-    first.wait_until("the first segment is committed", |_| segments_committed(&results) > 0);
-    let process = format!("process {}", first.id());
-    for fresh in [false, true] {
-        let mut command = job.command_into("results");
-        if fresh {
-            command.arg("--fresh");
-        }
-        crate::process::run(&mut command).expect(2).says(["another run is writing to", &process]);
-    }
-    first.finish().expect(0);
-    let alone = self::job().done_into("results");
-    job.outcome("results").assert_same(&alone, "with a second run at the door");
-}
-
-#[test]
 fn parts_without_a_manifest_are_not_overwritten() {
     let job = job();
     job.done_into("results");
@@ -207,4 +188,79 @@ fn a_finished_run_says_that_there_is_nothing_to_do() {
     job.run_into("results").expect(0).says(["nothing to do", "is complete"]);
     job.outcome("results").assert_same(&whole, "nothing to do");
     assert_eq!(committed_files(&job.at("results")), files);
+}
+
+#[test]
+fn parts_that_changed_places_are_computed_again() {
+    let job = job();
+    let whole = job.done_into("results");
+    let part = |number: u32| job.at(&format!("results/embeddings/part-{number:05}.parquet"));
+    let aside = job.at("aside");
+    fs::rename(part(1), &aside).unwrap();
+    fs::rename(part(3), part(1)).unwrap();
+    fs::rename(&aside, part(3)).unwrap();
+    let damaged = "is not the file that was committed";
+    job.run_into("results").expect(0).says(["segment=1", "segment=3", damaged, "resuming segments=3"]);
+    job.outcome("results").assert_same(&whole, "after two parts changed places");
+    // One part in the place of another, which is there twice then.
+    fs::copy(part(0), part(2)).unwrap();
+    job.run_into("results").expect(0).says(["segment=2", damaged, "resuming segments=4"]);
+    job.outcome("results").assert_same(&whole, "after a part was copied over another");
+}
+
+#[test]
+fn a_folder_of_parts_that_is_gone_is_made_again() {
+    let job = job();
+    let whole = job.done_into("results");
+    fs::remove_dir_all(job.at("results/embeddings")).unwrap();
+    let finished = job.run_into("results").expect(0);
+    let again = finished.stderr.matches("committed part is damaged and will be computed again").count();
+    assert_eq!(again, whole.parts.len());
+    job.outcome("results").assert_same(&whole, "after embeddings/ was deleted");
+}
+
+#[test]
+fn a_damaged_list_of_failed_records_is_made_again() {
+    let job = job().simulating("fault=nan@ordinal:70;fault=nan@ordinal:71");
+    job.run_into("results").expect(3);
+    let whole = job.outcome("results");
+    let list = job.at("results/.state/failed-00001.tsv");
+    let text = fs::read_to_string(&list).unwrap();
+    let other = text.replace("71\t", "70\t");
+    for damaged in [&text[..text.len() - 1], text.split_inclusive('\n').next().unwrap(), "", &other] {
+        fs::write(&list, damaged).unwrap();
+        job.run_into("results").expect(3).says([
+            "does not list the 2 failed records of its segment",
+            "segment=1",
+            "resuming segments=4",
+        ]);
+        job.outcome("results").assert_same(&whole, "after its list was damaged");
+    }
+}
+
+#[test]
+fn a_manifest_that_is_cut_foreign_or_contradicts_itself_is_refused_and_kept() {
+    let job = job();
+    let whole = job.done_into("results");
+    let path = job.at("results/run.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let (twice, once) = ("\"embeddings/part-00001.parquet\"", "\"embeddings/part-00000.parquet\"");
+    let cases = [
+        (text[..text.len() / 2].to_owned(), "is not a run manifest"),
+        (text[..text.len() - 2].to_owned(), "is not a run manifest"),
+        (String::new(), "is not a run manifest"),
+        ("{\"name\": \"package.json of another program\"}".to_owned(), "is not a run manifest"),
+        (text.replacen("\"format\": 1", "\"format\": 2", 1), "has layout 2"),
+        (text.replacen(twice, once, 1), "names the part `embeddings/part-00000.parquet`"),
+        (text.replacen("\"rows\": 64", "\"rows\": 63", 1), "contradicts itself"),
+    ];
+    for (damaged, message) in cases {
+        assert_ne!(damaged, text);
+        fs::write(&path, &damaged).unwrap();
+        job.run_into("results").expect(1).says([message, "run.json", "--fresh"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), damaged, "a refused run changes nothing");
+    }
+    assert_eq!(fs::read_dir(job.at("results/embeddings")).unwrap().count(), whole.parts.len());
+    fs::write(&path, text).unwrap();
+    job.run_into("results").expect(0).says(["nothing to do"]);
 }

@@ -1,0 +1,548 @@
+//! The lock of a result folder: one run at a time, on one machine or on several that share a disk.
+//!
+//! First means is the system's file lock, which ends with the process. Some network file systems keep such
+//! locks to one machine or refuse them. Therefore the locked file also says who owns it, a thread writes it
+//! again every [`REFRESH`], and who comes later judges the owner by that (see [`judge`]). A run that finds
+//! its lock in other hands ends at once: a crash costs nothing that is committed, two writers might.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Exit;
+
+/// Time between two signs of life of an owner.
+const REFRESH: Duration = Duration::from_secs(30);
+/// Age of the last sign of life from which an owner elsewhere counts as dead: several were missed.
+const DEAD_AFTER: Duration = Duration::from_secs(120);
+/// Longest record that is read; ours take a few hundred bytes.
+const RECORD_BYTES_MAX: u64 = 4096;
+/// Linux' number for a file system without lock service, for which the library has no name.
+const ENOLCK: i32 = 37;
+
+/// Who owns a lock, as the file says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Owner {
+    /// Host name, for people.
+    host: String,
+    /// Random number of the machine's boot; empty where the system has none.
+    boot_id: String,
+    /// Which set of process numbers `pid` belongs to: containers on one machine have sets of their own.
+    pid_namespace: String,
+    pid: u32,
+    /// Start of the process in clock ticks since boot: process numbers are used again.
+    start_ticks: u64,
+    /// When the run began, seconds since 1970 by its own clock.
+    started_unix_s: u64,
+    /// Version of the program.
+    version: String,
+    /// Whether it holds the system's lock as well.
+    locked: bool,
+}
+
+impl Owner {
+    /// This process.
+    fn this(locked: bool) -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let pid = std::process::id();
+        Self {
+            host: read("/proc/sys/kernel/hostname"),
+            boot_id: read("/proc/sys/kernel/random/boot_id"),
+            pid_namespace: namespace.display().to_string(),
+            pid,
+            start_ticks: start_ticks(pid).unwrap_or(0),
+            started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            locked,
+        }
+    }
+
+    fn to_record(&self) -> Vec<u8> {
+        let mut record = serde_json::to_vec(self).expect("an owner is plain data");
+        record.push(b'\n');
+        record
+    }
+
+    /// The owner in words.
+    fn described(&self) -> String {
+        let Self { host, pid, started_unix_s, .. } = self;
+        format!("process {pid} on host `{host}`, since {}", utc(*started_unix_s))
+    }
+
+    /// Whether it and `other` run on one machine since one boot.
+    fn shares_machine_with(&self, other: &Self) -> bool {
+        self.boot_id == other.boot_id && (!self.boot_id.is_empty() || self.host == other.host)
+    }
+}
+
+/// What becomes of a lock whose file names an owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The owner lives, or may.
+    Held,
+    /// The owner is dead.
+    Abandoned,
+}
+
+/// Judges the `owner` that a lock file names, seen from `here`.
+///
+/// `here.locked`: we hold the system's lock now. `lives`: whether its process runs here, if that can be told.
+/// `age`: time since its last sign of life.
+fn judge(owner: &Owner, here: &Owner, lives: Option<bool>, age: Duration) -> Verdict {
+    let by_age = || if age < DEAD_AFTER { Verdict::Held } else { Verdict::Abandoned };
+    if !owner.shares_machine_with(here) {
+        // We may both hold the system's lock, each on its own machine.
+        return by_age();
+    }
+    match lives {
+        Some(true) if owner.pid_namespace == here.pid_namespace => Verdict::Held,
+        Some(false) if owner.pid_namespace == here.pid_namespace => Verdict::Abandoned,
+        // One machine has one table of locks: it would still be in it.
+        _ if owner.locked && here.locked => Verdict::Abandoned,
+        _ => by_age(),
+    }
+}
+
+/// Why a lock was not taken.
+#[derive(Debug)]
+pub(super) enum LockError {
+    /// Another run has it: who, in words, and what to do.
+    Held { owner: String, hint: String },
+    /// The file cannot be used.
+    Io { operation: &'static str, path: PathBuf, error: io::Error },
+}
+
+/// Whether the system's lock was got.
+enum SystemLock {
+    Got,
+    Taken,
+    /// This file system has none.
+    Unsupported,
+}
+
+fn system_lock(file: &File) -> io::Result<SystemLock> {
+    match file.try_lock() {
+        Ok(()) => Ok(SystemLock::Got),
+        Err(TryLockError::WouldBlock) => Ok(SystemLock::Taken),
+        Err(TryLockError::Error(error))
+            if error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(ENOLCK) =>
+        {
+            Ok(SystemLock::Unsupported)
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// A lock that is held while this value lives.
+pub(super) struct Lock {
+    file: File,
+    record: Vec<u8>,
+    /// Closed to end the thread.
+    stop: Option<flume::Sender<()>>,
+    keeper: Option<JoinHandle<()>>,
+    /// The dead owner it was taken from, in words.
+    pub(super) taken_from: Option<String>,
+}
+
+impl Lock {
+    /// Takes the lock whose file is `path`.
+    pub(super) fn take(path: &Path) -> Result<Self, LockError> {
+        Self::take_with(path, system_lock, REFRESH, end_at_once)
+    }
+
+    fn take_with(
+        path: &Path,
+        system_lock: impl Fn(&File) -> io::Result<SystemLock>,
+        refresh: Duration,
+        on_lost: impl FnOnce(&str) + Send + 'static,
+    ) -> Result<Self, LockError> {
+        let failed = |operation| {
+            let path = path.to_owned();
+            move |error| LockError::Io { operation, path, error }
+        };
+        let mut options = File::options();
+        let file = options.create(true).truncate(false).read(true).write(true).open(path);
+        let file = file.map_err(failed("open"))?;
+        let got = system_lock(&file).map_err(failed("lock"))?;
+        let found = read_record(&file).map_err(failed("read"))?;
+        let owner: Option<Owner> = serde_json::from_slice(&found).ok();
+        let described = || match &owner {
+            Some(owner) => owner.described(),
+            None => String::from_utf8_lossy(&found).trim().to_owned(),
+        };
+        let here = Owner::this(matches!(got, SystemLock::Got));
+        let held = |hint: String| LockError::Held { owner: described(), hint };
+        let mut taken_from = None;
+        match got {
+            SystemLock::Taken => {
+                return Err(held("wait for it, stop it, or choose another output.directory".to_owned()));
+            }
+            SystemLock::Got | SystemLock::Unsupported if !found.is_empty() => {
+                let age = age(&file, path).map_err(failed("tell the age of"))?;
+                let verdict = match &owner {
+                    Some(owner) => judge(owner, &here, lives(owner.pid, owner.start_ticks), age),
+                    // Of an earlier version, or torn by a power cut: the system's lock decides, if it can.
+                    None if here.locked || age >= DEAD_AFTER => Verdict::Abandoned,
+                    None => Verdict::Held,
+                };
+                if verdict == Verdict::Held {
+                    return Err(held(format!(
+                        "wait for it, stop it, or choose another output.directory; if its machine is down, \
+                         its lock ends {} s after its last sign of life, {} s ago",
+                        DEAD_AFTER.as_secs(),
+                        age.as_secs()
+                    )));
+                }
+                taken_from = Some(described());
+            }
+            SystemLock::Got | SystemLock::Unsupported => {}
+        }
+        let record = here.to_record();
+        write_record(&file, &record).map_err(failed("write"))?;
+        let (stop, stopped) = flume::bounded(1);
+        let keeper = {
+            let (path, record) = (path.to_owned(), record.clone());
+            let file = file.try_clone().map_err(failed("keep"))?;
+            let keep = move || {
+                if let Some(lost) = keep(&file, &path, &record, refresh, &stopped) {
+                    on_lost(&lost);
+                }
+            };
+            std::thread::Builder::new().name("lock".to_owned()).spawn(keep).map_err(failed("keep"))?
+        };
+        Ok(Self { file, record, stop: Some(stop), keeper: Some(keeper), taken_from })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+        // An empty file has no owner; one that cannot be emptied names a process that is about to end.
+        if read_record(&self.file).is_ok_and(|record| record == self.record) {
+            let _ = self.file.set_len(0);
+        }
+    }
+}
+
+/// The thread's life: a sign of life now and then, until told to stop. Returns why, if the lock was lost.
+fn keep(
+    file: &File,
+    path: &Path,
+    record: &[u8],
+    refresh: Duration,
+    stopped: &flume::Receiver<()>,
+) -> Option<String> {
+    while stopped.recv_timeout(refresh) == Err(flume::RecvTimeoutError::Timeout) {
+        // Opened by name: the folder may have been removed, and another run may have made it again.
+        match File::open(path).and_then(|now| read_record(&now)) {
+            Ok(found) if found == record => {}
+            Ok(found) => {
+                let owner = serde_json::from_slice::<Owner>(&found);
+                let owner = owner.map_or_else(|_| "nobody".to_owned(), |owner| owner.described());
+                return Some(format!("its owner is now {owner}"));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Some("it was removed".to_owned());
+            }
+            // A server that is away for a while: nobody else can take the lock from it either.
+            Err(_) => continue,
+        }
+        // The same bytes again, so that nobody ever reads half a record; the disk's clock stamps them. What
+        // fails now is tried again in time, and a disk that refuses it all along serves nobody.
+        let _ = file.write_all_at(record, 0).and_then(|()| file.sync_data());
+    }
+    None
+}
+
+/// Ends the program as a crash would; the next run goes on from the last commit.
+fn end_at_once(lost: &str) {
+    tracing::error!(lost, "the lock of the result folder was lost");
+    crate::stderr::say(format_args!(
+        "error: the lock of the result folder was lost: {lost}\n\
+         hint: what is committed stays; make sure that only one run uses the folder, then run the same \
+         command again"
+    ));
+    std::process::exit(Exit::Resumable as i32);
+}
+
+fn read_record(mut file: &File) -> io::Result<Vec<u8>> {
+    use std::io::Seek;
+    let mut record = Vec::new();
+    file.rewind()?;
+    file.take(RECORD_BYTES_MAX).read_to_end(&mut record)?;
+    Ok(record)
+}
+
+fn write_record(file: &File, record: &[u8]) -> io::Result<()> {
+    file.set_len(0)?;
+    file.write_all_at(record, 0)?;
+    file.sync_data()
+}
+
+/// Time since `file` was written, by the clock of the file system itself: those of two machines differ.
+fn age(file: &File, path: &Path) -> io::Result<Duration> {
+    let probe = path.with_file_name(format!(".lock-clock-{}", std::process::id()));
+    let now = File::create(&probe).and_then(|probe| {
+        probe.write_all_at(b".", 0)?;
+        probe.sync_data()?;
+        probe.metadata()?.modified()
+    });
+    let _ = fs::remove_file(&probe);
+    let written = file.metadata()?.modified()?;
+    // A stamp from the future is a sign of life of this moment.
+    Ok(now?.duration_since(written).unwrap_or_default())
+}
+
+/// Whether the process `pid` that began at `start_ticks` runs here; `None` where that cannot be told.
+fn lives(pid: u32, start_ticks: u64) -> Option<bool> {
+    self::start_ticks(std::process::id())?;
+    Some(self::start_ticks(pid) == Some(start_ticks))
+}
+
+/// Start of a process in clock ticks since boot; `None` if there is none, or only its remains.
+fn start_ticks(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the command, may hold spaces and parentheses: fields are counted after it.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    if matches!(field(3)?, "Z" | "X") {
+        return None;
+    }
+    field(22)?.parse().ok()
+}
+
+/// Seconds since 1970 as `2026-11-21 17:52:18 UTC`.
+fn utc(unix_s: u64) -> String {
+    let (mut days, seconds) = (unix_s / 86_400, unix_s % 86_400);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    // A record may say anything: the year is bounded.
+    while year < 9999 && days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year}-{month:02}-{:02} {hour:02}:{minute:02}:{second:02} UTC", days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn here() -> Owner {
+        Owner::this(true)
+    }
+
+    /// An owner on another machine.
+    fn elsewhere() -> Owner {
+        let boot_id = "0f0f0f0f-0000-4000-8000-000000000000".to_owned();
+        Owner { host: "node17".to_owned(), boot_id, pid: 4711, ..here() }
+    }
+
+    fn lock_file(content: &[u8], age: Duration) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        fs::write(&path, content).unwrap();
+        File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+        (folder, path)
+    }
+
+    fn take(path: &Path) -> Result<Lock, LockError> {
+        Lock::take_with(path, system_lock, REFRESH, |_| {})
+    }
+
+    fn take_without_system_lock(path: &Path) -> Result<Lock, LockError> {
+        Lock::take_with(path, |_| Ok(SystemLock::Unsupported), REFRESH, |_| {})
+    }
+
+    #[track_caller]
+    fn refused(taken: Result<Lock, LockError>) -> String {
+        match taken {
+            Err(LockError::Held { owner, hint }) => format!("{owner}; {hint}"),
+            Err(error) => panic!("{error:?}"),
+            Ok(_) => panic!("the lock was taken"),
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_owner_is_judged_by_its_process_or_by_its_last_sign_of_life() {
+        use Verdict::{Abandoned, Held};
+        let (fresh, old) = (DEAD_AFTER - SECOND, DEAD_AFTER);
+        let unlocked = |owner: Owner| Owner { locked: false, ..owner };
+        // On this machine the process decides, however old its sign of life is.
+        assert_eq!(judge(&here(), &here(), Some(true), old), Held);
+        assert_eq!(judge(&here(), &here(), Some(false), fresh), Abandoned);
+        assert_eq!(judge(&here(), &unlocked(here()), Some(true), old), Held);
+        assert_eq!(judge(&unlocked(here()), &unlocked(here()), Some(false), fresh), Abandoned);
+        // In another container on it process numbers say nothing, but the table of locks is the same.
+        let container = Owner { pid_namespace: "pid:[1]".to_owned(), host: "box".to_owned(), ..here() };
+        for lives in [None, Some(true), Some(false)] {
+            assert_eq!(judge(&container, &here(), lives, fresh), Abandoned);
+            assert_eq!(judge(&container, &unlocked(here()), lives, fresh), Held);
+            assert_eq!(judge(&unlocked(container.clone()), &here(), lives, fresh), Held);
+            assert_eq!(judge(&unlocked(container.clone()), &here(), lives, old), Abandoned);
+        }
+        // On another machine only the sign of life counts, whatever runs here under that number.
+        for lives in [None, Some(true), Some(false)] {
+            assert_eq!(judge(&elsewhere(), &here(), lives, fresh), Held);
+            assert_eq!(judge(&elsewhere(), &here(), lives, old), Abandoned);
+        }
+        // A system that does not number its boots: the host's name tells machines apart.
+        let unnumbered = |owner: Owner| Owner { boot_id: String::new(), ..owner };
+        assert_eq!(judge(&unnumbered(elsewhere()), &unnumbered(here()), None, fresh), Held);
+        assert_eq!(judge(&unnumbered(here()), &unnumbered(here()), None, fresh), Abandoned);
+    }
+
+    #[test]
+    fn a_lock_names_its_owner_and_keeps_others_out_until_it_is_dropped() {
+        let (_folder, path) = lock_file(b"", Duration::ZERO);
+        let lock = take(&path).unwrap();
+        assert_eq!(lock.taken_from, None);
+        let owner: Owner = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!((owner.pid, owner.locked), (std::process::id(), true));
+        assert!(lives(owner.pid, owner.start_ticks).is_none_or(|lives| lives));
+        let words = refused(take(&path));
+        assert!(
+            words.starts_with(&format!("process {} on host `{}`, since 20", owner.pid, owner.host)),
+            "{words}"
+        );
+        // One that gets no lock from the system judges by the process, which lives.
+        refused(take_without_system_lock(&path));
+        drop(lock);
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        assert_eq!(take(&path).unwrap().taken_from, None);
+        assert_eq!(
+            fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "the probe of the clock is gone"
+        );
+    }
+
+    #[test]
+    fn a_run_without_a_system_lock_is_respected_by_one_with() {
+        let (_folder, path) = lock_file(b"", Duration::ZERO);
+        let lock = take_without_system_lock(&path).unwrap();
+        refused(take(&path));
+        refused(take_without_system_lock(&path));
+        drop(lock);
+        take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_dead_owner_is_replaced_and_named() {
+        for take in [take, take_without_system_lock] {
+            // A process number that was used again, or is not in use.
+            for dead in [Owner { start_ticks: 1, ..here() }, Owner { pid: u32::MAX, ..here() }] {
+                let (_folder, path) = lock_file(&dead.to_record(), Duration::ZERO);
+                let lock = take(&path).unwrap();
+                assert_eq!(lock.taken_from, Some(dead.described()));
+                let owner: Owner = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+                assert_eq!(owner.pid, std::process::id());
+            }
+        }
+    }
+
+    #[test]
+    fn an_owner_elsewhere_is_respected_for_two_minutes() {
+        for take in [take, take_without_system_lock] {
+            let record = elsewhere().to_record();
+            let (_folder, path) = lock_file(&record, DEAD_AFTER - 20 * SECOND - SECOND / 2);
+            let words = refused(take(&path));
+            assert!(
+                words.contains("process 4711 on host `node17`") && words.contains("100 s ago"),
+                "{words}"
+            );
+            assert_eq!(fs::read(&path).unwrap(), record, "a refused run changes nothing");
+            // A clock that runs ahead is no reason to take it.
+            let ahead = SystemTime::now() + 1000 * SECOND;
+            File::options().write(true).open(&path).unwrap().set_modified(ahead).unwrap();
+            refused(take(&path));
+            let (_folder, path) = lock_file(&record, DEAD_AFTER + SECOND);
+            assert_eq!(take(&path).unwrap().taken_from, Some(elsewhere().described()));
+        }
+    }
+
+    #[test]
+    fn an_unreadable_record_counts_only_without_a_system_lock() {
+        for content in [&b"process 17\n"[..], b"{\"host\":", &[0xff; 10_000]] {
+            let (_folder, path) = lock_file(content, SECOND);
+            refused(take_without_system_lock(&path));
+            take(&path).unwrap();
+            let (_folder, path) = lock_file(content, DEAD_AFTER + SECOND);
+            take_without_system_lock(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_owner_gives_signs_of_life() {
+        let (_folder, path) = lock_file(b"", Duration::ZERO);
+        let lock = Lock::take_with(&path, system_lock, Duration::from_millis(5), |_| {}).unwrap();
+        let long_ago = SystemTime::now() - 1000 * SECOND;
+        lock.file.set_modified(long_ago).unwrap();
+        while fs::metadata(&path).unwrap().modified().unwrap() == long_ago {
+            std::thread::yield_now();
+        }
+        assert_eq!(fs::read(&path).unwrap(), lock.record);
+    }
+
+    #[test]
+    fn a_lost_lock_is_noticed_and_not_given_back() {
+        type Loss = fn(&Path);
+        let losses: [(Loss, &str); 3] = [
+            (
+                |path| {
+                    fs::write(path.with_extension("new"), elsewhere().to_record()).unwrap();
+                    fs::rename(path.with_extension("new"), path).unwrap();
+                },
+                "now process 4711 on host `node17`",
+            ),
+            (|path| fs::remove_file(path).unwrap(), "it was removed"),
+            (|path| fs::write(path, "").unwrap(), "nobody"),
+        ];
+        for (lose, expected) in losses {
+            let (_folder, path) = lock_file(b"", Duration::ZERO);
+            let (sender, receiver) = mpsc::channel();
+            let on_lost = move |lost: &str| sender.send(lost.to_owned()).unwrap();
+            let lock = Lock::take_with(&path, system_lock, Duration::from_millis(5), on_lost).unwrap();
+            lose(&path);
+            let lost = receiver.recv().unwrap();
+            assert!(lost.contains(expected), "{lost}");
+            let left = fs::read(&path).ok();
+            drop(lock);
+            assert_eq!(fs::read(&path).ok(), left, "the new owner's record stays");
+        }
+    }
+
+    #[test]
+    fn times_read_well() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(utc(951_868_799), "2000-02-29 23:59:59 UTC");
+        assert_eq!(utc(951_868_800), "2000-03-01 00:00:00 UTC");
+        assert_eq!(utc(1_795_283_538), "2026-11-21 17:52:18 UTC");
+        assert_eq!(utc(4_107_542_400), "2100-03-01 00:00:00 UTC");
+        assert_eq!(utc(1_798_761_599), "2026-12-31 23:59:59 UTC");
+        assert!(utc(u64::MAX).starts_with("9999-12-"));
+    }
+}
