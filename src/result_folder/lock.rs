@@ -81,31 +81,29 @@ impl Owner {
     }
 }
 
-/// What becomes of a lock whose file names an owner.
+/// What is known of the owner that a lock file names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// The owner lives, or may.
-    Held,
-    /// The owner is dead.
-    Abandoned,
+    Lives,
+    Dead,
+    /// Only its last sign of life tells.
+    OutOfSight,
 }
 
 /// Judges the `owner` that a lock file names, seen from `here`.
 ///
 /// `here.locked`: we hold the system's lock now. `lives`: whether its process runs here, if that can be told.
-/// `age`: time since its last sign of life.
-fn judge(owner: &Owner, here: &Owner, lives: Option<bool>, age: Duration) -> Verdict {
-    let by_age = || if age < DEAD_AFTER { Verdict::Held } else { Verdict::Abandoned };
+fn judge(owner: &Owner, here: &Owner, lives: Option<bool>) -> Verdict {
     if !owner.shares_machine_with(here) {
         // We may both hold the system's lock, each on its own machine.
-        return by_age();
+        return Verdict::OutOfSight;
     }
     match lives {
-        Some(true) if owner.pid_namespace == here.pid_namespace => Verdict::Held,
-        Some(false) if owner.pid_namespace == here.pid_namespace => Verdict::Abandoned,
+        Some(true) if owner.pid_namespace == here.pid_namespace => Verdict::Lives,
+        Some(false) if owner.pid_namespace == here.pid_namespace => Verdict::Dead,
         // One machine has one table of locks: it would still be in it.
-        _ if owner.locked && here.locked => Verdict::Abandoned,
-        _ => by_age(),
+        _ if owner.locked && here.locked => Verdict::Dead,
+        _ => Verdict::OutOfSight,
     }
 }
 
@@ -177,27 +175,32 @@ impl Lock {
             None => String::from_utf8_lossy(&found).trim().to_owned(),
         };
         let here = Owner::this(matches!(got, SystemLock::Got));
+        let wait = "wait for it, stop it, or choose another output.directory";
         let held = |hint: String| LockError::Held { owner: described(), hint };
         let mut taken_from = None;
         match got {
-            SystemLock::Taken => {
-                return Err(held("wait for it, stop it, or choose another output.directory".to_owned()));
-            }
+            SystemLock::Taken => return Err(held(wait.to_owned())),
             SystemLock::Got | SystemLock::Unsupported if !found.is_empty() => {
-                let age = age(&file, path).map_err(failed("tell the age of"))?;
                 let verdict = match &owner {
-                    Some(owner) => judge(owner, &here, lives(owner.pid, owner.start_ticks), age),
+                    Some(owner) => judge(owner, &here, lives(owner.pid, owner.start_ticks)),
                     // Of an earlier version, or torn by a power cut: the system's lock decides, if it can.
-                    None if here.locked || age >= DEAD_AFTER => Verdict::Abandoned,
-                    None => Verdict::Held,
+                    None if here.locked => Verdict::Dead,
+                    None => Verdict::OutOfSight,
                 };
-                if verdict == Verdict::Held {
-                    return Err(held(format!(
-                        "wait for it, stop it, or choose another output.directory; if its machine is down, \
-                         its lock ends {} s after its last sign of life, {} s ago",
-                        DEAD_AFTER.as_secs(),
-                        age.as_secs()
-                    )));
+                match verdict {
+                    Verdict::Lives => return Err(held(wait.to_owned())),
+                    Verdict::Dead => {}
+                    Verdict::OutOfSight => {
+                        let age = age(&file, path).map_err(failed("tell the age of"))?;
+                        if age < DEAD_AFTER {
+                            return Err(held(format!(
+                                "{wait}; if its machine is down, its lock ends {} s after its last sign of \
+                                 life, which was {} s ago",
+                                DEAD_AFTER.as_secs(),
+                                age.as_secs()
+                            )));
+                        }
+                    }
                 }
                 taken_from = Some(described());
             }
@@ -350,7 +353,7 @@ mod tests {
     use super::*;
 
     fn here() -> Owner {
-        Owner::this(true)
+        Owner { started_unix_s: 1_795_283_538, ..Owner::this(true) }
     }
 
     /// An owner on another machine.
@@ -387,32 +390,31 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn an_owner_is_judged_by_its_process_or_by_its_last_sign_of_life() {
-        use Verdict::{Abandoned, Held};
-        let (fresh, old) = (DEAD_AFTER - SECOND, DEAD_AFTER);
+    fn an_owner_is_judged_by_its_process_where_that_can_be_seen() {
+        use Verdict::{Dead, Lives, OutOfSight};
         let unlocked = |owner: Owner| Owner { locked: false, ..owner };
-        // On this machine the process decides, however old its sign of life is.
-        assert_eq!(judge(&here(), &here(), Some(true), old), Held);
-        assert_eq!(judge(&here(), &here(), Some(false), fresh), Abandoned);
-        assert_eq!(judge(&here(), &unlocked(here()), Some(true), old), Held);
-        assert_eq!(judge(&unlocked(here()), &unlocked(here()), Some(false), fresh), Abandoned);
+        // On this machine the process decides.
+        for ours in [here(), unlocked(here())] {
+            for theirs in [here(), unlocked(here())] {
+                assert_eq!(judge(&theirs, &ours, Some(true)), Lives);
+                assert_eq!(judge(&theirs, &ours, Some(false)), Dead);
+            }
+        }
         // In another container on it process numbers say nothing, but the table of locks is the same.
         let container = Owner { pid_namespace: "pid:[1]".to_owned(), host: "box".to_owned(), ..here() };
         for lives in [None, Some(true), Some(false)] {
-            assert_eq!(judge(&container, &here(), lives, fresh), Abandoned);
-            assert_eq!(judge(&container, &unlocked(here()), lives, fresh), Held);
-            assert_eq!(judge(&unlocked(container.clone()), &here(), lives, fresh), Held);
-            assert_eq!(judge(&unlocked(container.clone()), &here(), lives, old), Abandoned);
+            assert_eq!(judge(&container, &here(), lives), Dead);
+            assert_eq!(judge(&container, &unlocked(here()), lives), OutOfSight);
+            assert_eq!(judge(&unlocked(container.clone()), &here(), lives), OutOfSight);
         }
-        // On another machine only the sign of life counts, whatever runs here under that number.
+        // On another machine nothing that is seen here says anything.
         for lives in [None, Some(true), Some(false)] {
-            assert_eq!(judge(&elsewhere(), &here(), lives, fresh), Held);
-            assert_eq!(judge(&elsewhere(), &here(), lives, old), Abandoned);
+            assert_eq!(judge(&elsewhere(), &here(), lives), OutOfSight);
         }
         // A system that does not number its boots: the host's name tells machines apart.
         let unnumbered = |owner: Owner| Owner { boot_id: String::new(), ..owner };
-        assert_eq!(judge(&unnumbered(elsewhere()), &unnumbered(here()), None, fresh), Held);
-        assert_eq!(judge(&unnumbered(here()), &unnumbered(here()), None, fresh), Abandoned);
+        assert_eq!(judge(&unnumbered(elsewhere()), &unnumbered(here()), None), OutOfSight);
+        assert_eq!(judge(&unnumbered(here()), &unnumbered(here()), None), Dead);
     }
 
     #[test]
@@ -453,7 +455,7 @@ mod tests {
     #[test]
     fn a_dead_owner_is_replaced_and_named() {
         for take in [take, take_without_system_lock] {
-            // A process number that was used again, or is not in use.
+            // A process number that was used again, or is not in use; however fresh its sign of life is.
             for dead in [Owner { start_ticks: 1, ..here() }, Owner { pid: u32::MAX, ..here() }] {
                 let (_folder, path) = lock_file(&dead.to_record(), Duration::ZERO);
                 let lock = take(&path).unwrap();
@@ -468,10 +470,11 @@ mod tests {
     fn an_owner_elsewhere_is_respected_for_two_minutes() {
         for take in [take, take_without_system_lock] {
             let record = elsewhere().to_record();
-            let (_folder, path) = lock_file(&record, DEAD_AFTER - 20 * SECOND - SECOND / 2);
+            let (_folder, path) = lock_file(&record, DEAD_AFTER - 60 * SECOND);
             let words = refused(take(&path));
             assert!(
-                words.contains("process 4711 on host `node17`") && words.contains("100 s ago"),
+                words.contains("process 4711 on host `node17`")
+                    && words.contains("120 s after its last sign of life"),
                 "{words}"
             );
             assert_eq!(fs::read(&path).unwrap(), record, "a refused run changes nothing");

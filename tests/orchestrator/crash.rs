@@ -16,9 +16,11 @@ const FAULTS: &str = "VIRNUCPRO_FAULTS";
 /// Runs at a time: they mostly wait for processes and for the disk.
 const AT_ONCE: usize = 4;
 
-/// Three segments; record 4, in the second, fails.
+/// Three segments; record 4, in the second, fails. Embeddings so wide that a part takes several writes.
 fn job() -> JobFolder {
-    JobFolder::new(fasta(91, 9, 20..60)).set("output.segment_sequences", 3).simulating("fault=nan@ordinal:4")
+    JobFolder::new(fasta(91, 9, 20..60))
+        .set("output.segment_sequences", 3)
+        .simulating("hidden=2048;fault=nan@ordinal:4")
 }
 
 /// Runs the job and has it end after operation `number` of this process.
@@ -139,7 +141,9 @@ fn a_crash_while_an_earlier_crash_is_mended_costs_nothing_either() {
 }
 
 /// The rules by which a power cut, too, leaves only whole files under their names: a name is given only to
-/// what is on disk, and nothing is built upon a name before its folder is on disk.
+/// what is on disk, and nothing is built upon a name before its folder is on disk. At most one renaming is
+/// then in doubt at any moment, so that what a power cut leaves under final names is what a crash after
+/// that operation or before it leaves.
 fn assert_ordered(operations: &[Vec<String>]) {
     let folder = |path: &str| path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_owned());
     let mut unsynced = BTreeSet::new();
@@ -194,6 +198,13 @@ fn every_name_is_given_after_its_content_and_before_what_relies_on_it() {
             vec!["embeddings/part-00001.parquet", ".state/failed-00001.tsv", "run.json"],
             vec!["embeddings/part-00002.parquet", "run.json"],
         ]
+    );
+    let part_written = |operation: &&Vec<String>| {
+        operation[0] == "write" && operation[1] == "embeddings/.part-00000.parquet.tmp"
+    };
+    assert!(
+        operations.iter().filter(part_written).count() > 1,
+        "a crash between two writes is among those tried"
     );
     // The folders themselves were made and brought to disk before anything in them.
     let position = |wanted: &[&str]| operations.iter().position(|operation| operation == wanted).unwrap();
