@@ -245,3 +245,29 @@ fn a_crash_while_an_earlier_result_is_cleared_leaves_no_mixture() {
         assert_eq!(temporary_files(&job.at("results")), Vec::<String>::new(), "{what}");
     });
 }
+
+#[test]
+fn a_crash_while_a_damaged_part_is_made_again_costs_nothing_either() {
+    let damage = |job: &JobFolder| {
+        let _ = fs::remove_dir_all(job.at("results"));
+        job.run_into("results").expect(3);
+        fs::write(job.at("results/embeddings/part-00001.parquet"), "no part").unwrap();
+        fs::write(job.at("results/.state/failed-00001.tsv"), "no list").unwrap();
+    };
+    let damaged = job();
+    damage(&damaged);
+    let operations = trace(&damaged, "results", &[]);
+    assert_ordered(&operations);
+    let position = |wanted: &[&str]| operations.iter().position(|operation| operation == wanted).unwrap();
+    let revoked = position(&["rename", ".run.json.tmp", "run.json"]);
+    assert!(revoked < position(&["remove", "embeddings/part-00001.parquet"]), "{operations:?}");
+
+    let numbers: Vec<usize> = (0..operations.len()).collect();
+    for_each(&numbers, |job, whole, &number| {
+        damage(job);
+        assert!(crash_at(job, number).was_ended_by_a_signal());
+        job.run_into("results").expect(3);
+        job.outcome("results").assert_same(whole, &format!("mended after operation {number}"));
+        assert_eq!(temporary_files(&job.at("results")), Vec::<String>::new(), "operation {number}");
+    });
+}
