@@ -35,6 +35,10 @@ pub const HEARTBEAT_INTERVAL_MS: u64 = 200;
 /// Longest header: a batch of 2^27 tokens. A longer one is a broken stream, not a message.
 const HEADER_BYTES_MAX: u32 = 256 << 20;
 
+/// Memory taken for a frame before its bytes are there: usual frames are smaller, and one that announces
+/// gigabytes gets them only as they arrive.
+const PIECE_BYTES: usize = 16 << 20;
+
 /// What the orchestrator tells a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
@@ -166,11 +170,17 @@ pub fn read_frame<M: DeserializeOwned>(input: &mut impl Read) -> io::Result<Opti
         _ => input.read_exact(&mut prefix[1..])?,
     }
     let (header_bytes, payload_floats) = decode_prefix(prefix)?;
-    let mut header = vec![0u8; header_bytes];
-    input.read_exact(&mut header)?;
-    let mut payload = vec![0f32; payload_floats];
-    input.read_exact(bytemuck::cast_slice_mut(&mut payload))?;
-    Ok(Some((decode_header(&header)?, payload)))
+    let mut header: Vec<u8> = Vec::new();
+    while let Some(piece) = next_piece(&mut header, header_bytes) {
+        input.read_exact(piece)?;
+    }
+    // What is no message is refused before its payload is waited for.
+    let message = decode_header(&header)?;
+    let mut payload: Vec<f32> = Vec::new();
+    while let Some(piece) = next_piece(&mut payload, payload_floats) {
+        input.read_exact(bytemuck::cast_slice_mut(piece))?;
+    }
+    Ok(Some((message, payload)))
 }
 
 /// [`read_frame`] for an asynchronous stream. Not cancel-safe: give it a task of its own.
@@ -186,11 +196,26 @@ pub async fn read_frame_async<M: DeserializeOwned>(
         _ => input.read_exact(&mut prefix[1..]).await?,
     };
     let (header_bytes, payload_floats) = decode_prefix(prefix)?;
-    let mut header = vec![0u8; header_bytes];
-    input.read_exact(&mut header).await?;
-    let mut payload = vec![0f32; payload_floats];
-    input.read_exact(bytemuck::cast_slice_mut(&mut payload)).await?;
-    Ok(Some((decode_header(&header)?, payload)))
+    let mut header: Vec<u8> = Vec::new();
+    while let Some(piece) = next_piece(&mut header, header_bytes) {
+        input.read_exact(piece).await?;
+    }
+    let message = decode_header(&header)?;
+    let mut payload: Vec<f32> = Vec::new();
+    while let Some(piece) = next_piece(&mut payload, payload_floats) {
+        input.read_exact(bytemuck::cast_slice_mut(piece)).await?;
+    }
+    Ok(Some((message, payload)))
+}
+
+/// Makes room for the next piece of what a frame announced, once all before it has arrived; `None` when
+/// `announced` items are there. Room doubles, so that a long frame is copied few times.
+fn next_piece<T: Clone + Default>(arrived: &mut Vec<T>, announced: usize) -> Option<&mut [T]> {
+    let before = arrived.len();
+    let piece = (PIECE_BYTES / size_of::<T>()).max(before).min(announced - before);
+    arrived.reserve_exact(piece);
+    arrived.resize(before + piece, T::default());
+    (piece > 0).then(|| &mut arrived[before..])
 }
 
 fn encode_prefix_and_header(message: &impl Serialize, payload: &[f32]) -> io::Result<Vec<u8>> {
@@ -212,8 +237,15 @@ fn encode_prefix_and_header(message: &impl Serialize, payload: &[f32]) -> io::Re
 fn decode_prefix(prefix: [u8; 8]) -> io::Result<(usize, usize)> {
     let [a, b, c, d, e, f, g, h] = prefix;
     let (header_bytes, payload_bytes) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]));
-    if header_bytes > HEADER_BYTES_MAX || payload_bytes % 4 != 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a frame of the worker protocol"));
+    let foreign = |problem: String| {
+        let text = format!("not a frame of the worker protocol: {problem}");
+        Err(io::Error::new(io::ErrorKind::InvalidData, text))
+    };
+    if header_bytes > HEADER_BYTES_MAX {
+        return foreign(format!("a header of {header_bytes} bytes, more than {HEADER_BYTES_MAX}"));
+    }
+    if payload_bytes % 4 != 0 {
+        return foreign(format!("a payload of {payload_bytes} bytes, not a multiple of 4"));
     }
     Ok((header_bytes as usize, payload_bytes as usize / 4))
 }
@@ -250,6 +282,35 @@ mod tests {
         for cut in 1..bytes.len() {
             assert!(read_frame::<ToWorker>(&mut &bytes[..cut]).is_err());
         }
-        assert!(read_frame::<ToWorker>(&mut b"HTTP/1.1 400 Bad Request".as_slice()).is_err());
+        let foreign = read_frame::<ToWorker>(&mut b"HTTP/1.1 400 Bad Request".as_slice()).unwrap_err();
+        assert_eq!(foreign.kind(), io::ErrorKind::InvalidData);
+        assert!(foreign.to_string().contains("a header of 1347703880 bytes, more than 268435456"), "{foreign}");
+    }
+
+    #[test]
+    fn room_grows_with_what_arrived() {
+        let announced = u32::MAX as usize / 4;
+        let mut arrived: Vec<f32> = Vec::new();
+        for pieces in 0..4 {
+            let piece = next_piece(&mut arrived, announced).unwrap().len();
+            // 16 MiB at first, then as much as is there.
+            assert_eq!(piece * 4, PIECE_BYTES << u32::max(pieces, 1) - 1_u32);
+            assert!(arrived.capacity() * 4 <= PIECE_BYTES << pieces);
+        }
+        let mut small: Vec<u8> = Vec::new();
+        assert_eq!(next_piece(&mut small, 3).unwrap().len(), 3);
+        assert_eq!((next_piece(&mut small, 3), small.capacity()), (None, 3));
+    }
+
+    #[test]
+    fn frames_longer_than_a_piece_come_back_whole() {
+        let values: Vec<f32> = (0..PIECE_BYTES as u32 / 4 * 2 + 5).map(|number| number as f32).collect();
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, &ToWorker::Shutdown, &values).unwrap();
+        let (_, payload) = read_frame::<ToWorker>(&mut bytes.as_slice()).unwrap().unwrap();
+        assert!(payload == values);
+        bytes.pop();
+        let cut = read_frame::<ToWorker>(&mut bytes.as_slice()).unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use glob::{MatchOptions, Pattern};
 
 use crate::job::InputSource;
+use crate::limits::{INPUT_FILES_MAX, NAMES_COMPARED_MAX};
 use crate::mistake::{Fault, Objection};
 use crate::suggestion::nearest;
 
@@ -77,6 +78,7 @@ fn in_folder(folder: PathBuf) -> Result<Vec<InputSource>, Objection> {
         // A link's target counts. Hidden files are not data: editors and file managers leave `._x.fasta`.
         if path.file_name().is_some_and(|name| is_fasta_name(&name.to_string_lossy())) && path.is_file() {
             files.push(path);
+            check_count(files.len(), &folder.to_string_lossy())?;
         }
     }
     if files.is_empty() {
@@ -87,6 +89,16 @@ fn in_folder(folder: PathBuf) -> Result<Vec<InputSource>, Objection> {
     }
     files.sort();
     Ok(files.into_iter().map(InputSource::File).collect())
+}
+
+/// Ends a search that finds ever more.
+fn check_count(files: usize, item: &str) -> Result<(), Objection> {
+    if files <= INPUT_FILES_MAX {
+        return Ok(());
+    }
+    let what = format!("`{item}` stands for {files} files");
+    let fault = Fault::TooMany { key: "input.fasta".to_owned(), what, max: INPUT_FILES_MAX };
+    Err(Objection::new(fault, "too many files").help("join small files, or divide the job"))
 }
 
 fn is_fasta_name(name: &str) -> bool {
@@ -121,6 +133,7 @@ fn matching(item: &str, folder: &Path) -> Result<Vec<InputSource>, Objection> {
         let path = path.map_err(|error| unusable(error.path(), error.error()))?;
         if !is_hidden_match(&path, item, folder) && !path.is_dir() {
             files.insert(clean(folder, path));
+            check_count(files.len(), item)?;
         }
     }
     if files.is_empty() {
@@ -165,7 +178,7 @@ fn unnameable_siblings(files: &BTreeSet<PathBuf>, item: &str) -> Result<Vec<Path
 fn no_such_file(path: PathBuf, item: &str, folder: &Path) -> Objection {
     let near = path.parent().and_then(|parent| fs::read_dir(parent).ok()).and_then(|entries| {
         let names: Vec<String> =
-            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            entries.flatten().take(NAMES_COMPARED_MAX).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         let wanted = path.file_name()?.to_string_lossy();
         nearest(&wanted, names.iter().map(String::as_str)).map(str::to_owned)
     });
@@ -260,6 +273,13 @@ mod tests {
         let objection = find("protein.fasta", folder.path()).unwrap_err();
         assert_eq!(objection.fault, Fault::NoSuchFile { path: folder.path().join("protein.fasta") });
         assert_eq!(objection.help.unwrap(), "did you mean `proteins.fasta`, in the same folder?");
+    }
+
+    #[test]
+    fn a_search_ends_at_the_limit() {
+        assert!(check_count(INPUT_FILES_MAX, "*.fa").is_ok());
+        let fault = check_count(INPUT_FILES_MAX + 1, "*.fa").unwrap_err().fault.to_string();
+        assert_eq!(fault, "`input.fasta`: `*.fa` stands for 100001 files, more than 100000");
     }
 
     #[test]

@@ -42,6 +42,18 @@ impl fmt::Display for Grouped {
     }
 }
 
+/// Bytes of a job file. One that lists ten thousand inputs takes one million; whatever is larger was not meant (a
+/// FASTA file named in its place), and the parser takes a hundred times the size of what is wrong throughout.
+pub(crate) const JOB_FILE_BYTES_MAX: u64 = 4 << 20;
+/// Inputs of a job. Each is named, with its digest, in `run.json`, which every commit writes anew.
+pub(crate) const INPUT_FILES_MAX: usize = 100_000;
+/// Devices of a job, each a process: more than any machine has.
+pub(crate) const DEVICES_MAX: usize = 1_024;
+/// Mistakes reported at once: nobody reads more, and each shows its place in the text.
+pub(crate) const MISTAKES_MAX: usize = 100;
+/// Names in a folder that are looked at for a likely meant one: a courtesy must not take minutes.
+pub(crate) const NAMES_COMPARED_MAX: usize = 10_000;
+
 /// A day: a longer pause or wait is a typing mistake (seconds taken for milliseconds and the like).
 const DAY_MS: i64 = 86_400_000;
 

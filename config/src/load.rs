@@ -1,7 +1,7 @@
 //! Loading a job: the one way in. Reads the file, then parse, override, decode, resolve.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use crate::document::{Document, Source};
 use crate::inputs::clean;
 use crate::job::Job;
 use crate::job_file::JobFile;
+use crate::limits::JOB_FILE_BYTES_MAX;
 use crate::mistake::ConfigError;
 use crate::overrides::{apply_environment, apply_flags};
 use crate::resolver::resolve;
@@ -31,12 +32,27 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Job, ConfigError> {
             io::ErrorKind::NotFound => Some("`virnucpro-orch init` writes one".to_owned()),
             io::ErrorKind::IsADirectory => Some("name the file in it, for instance job.toml".to_owned()),
             io::ErrorKind::InvalidData => Some("a job file is UTF-8 text".to_owned()),
+            io::ErrorKind::FileTooLarge => {
+                Some("is it a job file? many inputs are better named by a folder or a pattern".to_owned())
+            }
             _ => None,
         },
         source,
     };
-    let text = fs::read_to_string(path).map_err(unreadable)?;
+    let text = read(path).map_err(unreadable)?;
     from_text(&text, path, overrides, &around)
+}
+
+/// Reads a whole job file, but no endless one.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(JOB_FILE_BYTES_MAX + 1).read_to_string(&mut text);
+    // What is cut in the middle of a letter is no UTF-8 either: the size comes first.
+    if text.len() as u64 > JOB_FILE_BYTES_MAX || fs::metadata(path)?.len() > JOB_FILE_BYTES_MAX {
+        let text = format!("it is larger than {JOB_FILE_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    read.map(|_| text)
 }
 
 /// Loads a job from the text of a job file. `path`: where it stands, absolute or below the current folder.
@@ -84,6 +100,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::limits::MISTAKES_MAX;
     use crate::job::{DeviceChoice, InputSource, Layer, ModelSource};
     use crate::{Fault, demo, keys, template};
 
@@ -211,6 +228,46 @@ mod tests {
     }
 
     #[test]
+    fn job_files_have_a_bounded_size() {
+        let (folder, _) = folder();
+        let path = folder.path().join("job.toml");
+        fs::write(&path, [b"#", vec![b' '; JOB_FILE_BYTES_MAX as usize - 1].as_slice()].concat()).unwrap();
+        assert!(matches!(load(&path, &[]), Err(ConfigError::Mistake(_) | ConfigError::Mistakes { .. })));
+        // Cut at the limit, the last letter would not be UTF-8.
+        fs::write(&path, "é".repeat(JOB_FILE_BYTES_MAX as usize / 2 + 1)).unwrap();
+        let endless = Path::new("/dev/zero");
+        for path in [path.as_path(), endless] {
+            let ConfigError::Unreadable { source, help, .. } = load(path, &[]).unwrap_err() else { panic!() };
+            assert_eq!(source.to_string(), "it is larger than 4194304 bytes");
+            assert!(help.is_some());
+        }
+    }
+
+    #[test]
+    fn many_mistakes_are_reported_in_part() {
+        let (_folder, around) = folder();
+        for (key, other) in [("input.fasta", "devices.use"), ("devices.use", "input.fasta")] {
+            let list = "\"gone\", ".repeat(if key == "input.fasta" { 50_000 } else { 1_000 });
+            let other = if other == "input.fasta" { "input.fasta = \"proteins.fasta\"" } else { "" };
+            let text = format!("{key} = [{list}]\n{other}\noutput.directory = \"results\" # no line end");
+            let error = from_text(&text, Path::new("job.toml"), &[], &around).unwrap_err();
+            assert_eq!(error.mistakes().len(), MISTAKES_MAX, "{key}");
+        }
+    }
+
+    #[test]
+    fn lists_have_a_bounded_length() {
+        let (_folder, around) = folder();
+        let error = |text: &str| from_text(text, Path::new("job.toml"), &[], &around).unwrap_err();
+        let devices = "\"cuda:0\", ".repeat(1_025);
+        let error_of_devices = error(&format!("{SMALLEST}devices.use = [{devices}]"));
+        assert_eq!(error_of_devices.to_string(), "`devices.use`: a list of 1025 items, more than 1024");
+        let inputs = "\"a\", ".repeat(100_001);
+        let error_of_inputs = error(&format!("input.fasta = [{inputs}]\noutput.directory = \"results\"\n"));
+        assert_eq!(error_of_inputs.to_string(), "`input.fasta`: a list of 100001 items, more than 100000");
+    }
+
+    #[test]
     fn all_mistakes_of_a_job_are_reported_at_once() {
         let (_folder, around) = folder();
         let text = "input.fasta = [\"gone.fasta\", \"lost.fasta\"]\noutput.directory = \"\"\n\
@@ -290,6 +347,13 @@ mod tests {
         }
         let deep = "[".repeat(100_000);
         report(&format!("a = {deep}"), &[]);
+        let dotted = "a.".repeat(10_000);
+        for line in [format!("{dotted}a = 1"), format!("[{dotted}a]"), format!("a = {{ {dotted}a = 1 }}")] {
+            report(&line, &[]);
+            report(SMALLEST, &[format!("model.layer={line}")]);
+        }
+        // A mistake on every line.
+        report(&"=\n".repeat(100_000), &[]);
         for typed in [
             "",
             "=",

@@ -205,6 +205,16 @@ pub enum Fault {
         /// Dotted.
         key: String,
     },
+    /// More of something than is taken.
+    #[error("`{key}`: {what}, more than {max}")]
+    TooMany {
+        /// Dotted.
+        key: String,
+        /// What there is too much of, with its number.
+        what: String,
+        /// The limit.
+        max: usize,
+    },
     /// The same thing listed twice.
     #[error("{what} is listed twice in `{key}`")]
     Twice {

@@ -89,11 +89,18 @@ impl Resolver<'_> {
             );
             return None;
         }
+        if items.len() > limits::INPUT_FILES_MAX {
+            self.object(&self.document.place(KEY), too_many(KEY, items.len(), limits::INPUT_FILES_MAX));
+            return None;
+        }
         let mistakes_before = self.mistakes.len();
         let mut found = Vec::new();
         // The file itself, whatever its name, and the item that listed it first.
         let mut listed: HashMap<PathBuf, String> = HashMap::new();
         for (index, item) in items.iter().enumerate() {
+            if self.mistakes.len() == limits::MISTAKES_MAX {
+                return None;
+            }
             let place = self.document.item_place(KEY, index);
             let Some(expanded) = self.path_text(KEY, item, &place) else { continue };
             let sources = inputs::find(&expanded, &self.document.source(&place).folder);
@@ -121,6 +128,13 @@ impl Resolver<'_> {
                 }
                 listed.insert(identity, item.clone());
                 found.push(source);
+            }
+            if found.len() > limits::INPUT_FILES_MAX {
+                let what = format!("{} files up to here", found.len());
+                let fault = Fault::TooMany { key: KEY.to_owned(), what, max: limits::INPUT_FILES_MAX };
+                let help = "join small files, or divide the job";
+                self.object(&place, Objection::new(fault, "too many files").help(help));
+                return None;
             }
         }
         (self.mistakes.len() == mistakes_before).then_some(found)
@@ -194,6 +208,10 @@ impl Resolver<'_> {
         if items.is_empty() {
             let objection = empty(KEY).help("name devices, or write use = \"auto\"");
             self.object(&self.document.place(KEY), objection);
+            return None;
+        }
+        if items.len() > limits::DEVICES_MAX {
+            self.object(&self.document.place(KEY), too_many(KEY, items.len(), limits::DEVICES_MAX));
             return None;
         }
         let mistakes_before = self.mistakes.len();
@@ -345,9 +363,18 @@ impl Resolver<'_> {
         result.map_err(|objection| self.object(place, objection)).ok()
     }
 
+    /// Notes a mistake. Beyond [`limits::MISTAKES_MAX`] none is kept: the job is refused anyway.
     fn object(&mut self, place: &Place, objection: Objection) {
+        if self.mistakes.len() == limits::MISTAKES_MAX {
+            return;
+        }
         self.mistakes.push(*self.document.mistake(place, objection));
     }
+}
+
+fn too_many(key: &str, items: usize, max: usize) -> Objection {
+    let fault = Fault::TooMany { key: key.to_owned(), what: format!("a list of {items} items"), max };
+    Objection::new(fault, "too long a list")
 }
 
 fn empty(key: &str) -> Objection {

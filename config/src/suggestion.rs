@@ -19,6 +19,9 @@ pub(crate) fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a 
             let folded = fold(candidate);
             let edits = if letters >= 3 && folded.starts_with(&typed) {
                 0
+            } else if folded.chars().count().abs_diff(letters) > edits_max {
+                // As many edits at least: counting them takes the product of both lengths.
+                return None;
             } else {
                 strsim::damerau_levenshtein(&typed, &folded)
             };
@@ -52,5 +55,7 @@ mod tests {
         assert_eq!(nearest("attention", ["mean", "bos", "max", "none"]), None);
         assert_eq!(nearest("x", ["a", "b"]), None);
         assert_eq!(nearest("", ["a"]), None);
+        // Would take minutes if edits were counted.
+        assert_eq!(nearest(&"x".repeat(10 << 20), ["mean", "bos"]), None);
     }
 }

@@ -133,6 +133,18 @@ pub enum InputError {
         /// `max_record_bytes` of the job.
         bytes_max: u64,
     },
+    /// A header line that goes on and on.
+    #[error("{file}:{line}: the header of `{id}` is longer than {bytes_max} bytes")]
+    HeaderTooLong {
+        /// The input as named in the job.
+        file: String,
+        /// Line of the header, from 1.
+        line: u64,
+        /// First word of the header.
+        id: String,
+        /// The limit.
+        bytes_max: usize,
+    },
     /// A malformed record under `on_bad_record = "stop"`.
     #[error("{file}:{line}: bad record `{id}`: {reason}")]
     BadRecord {
@@ -246,6 +258,7 @@ impl InputError {
             | InputError::TextBeforeHeader { .. }
             | InputError::CarriageReturns { .. }
             | InputError::RecordTooLarge { .. }
+            | InputError::HeaderTooLong { .. }
             | InputError::BadRecord { .. }
             | InputError::TooLong { .. }
             | InputError::LooksLikeNucleotides { .. }
@@ -289,6 +302,9 @@ impl InputError {
             }
             InputError::RecordTooLarge { .. } => {
                 "is a line break before `>` missing? otherwise raise max_record_bytes under [input]".to_owned()
+            }
+            InputError::HeaderTooLong { .. } => {
+                "is this FASTA text? a header is one line: `>`, an id, a description".to_owned()
             }
             InputError::BadRecord { .. } => {
                 "correct the record, or set on_bad_record = \"skip\" under [input] to list such records in failed.tsv"

@@ -42,6 +42,10 @@ pub(super) struct RecordReader {
 /// Bytes asked of the source at a time: a few hundred proteins, so that moving the cut record is rare.
 const READ_BYTES: usize = 256 << 10;
 
+/// Longest header line with its `>`, bytes. One that lists every database entry of a sequence, as in NCBI's nr,
+/// takes megabytes; more is a file without line ends, of which `max_record_bytes` alone would take gigabytes.
+const HEADER_BYTES_MAX: usize = 16 << 20;
+
 impl RecordReader {
     /// Reads from `source`; a record of more than `record_bytes_max` bytes is an error.
     pub(super) fn new(source: SourceReader, record_bytes_max: u64) -> RecordReader {
@@ -78,7 +82,7 @@ impl RecordReader {
     ///
     /// # Errors
     /// What [`SourceReader::read`] returns, after every whole record before it; what is not FASTA;
-    /// [`InputError::RecordTooLarge`]. After an error the reader is of no further use.
+    /// [`InputError::RecordTooLarge`], [`InputError::HeaderTooLong`]. After an error the reader is of no further use.
     pub(super) fn next(&mut self) -> Result<Option<RawRecord<'_>>, InputError> {
         if !self.preamble_read {
             self.read_preamble()?;
@@ -91,6 +95,7 @@ impl RecordReader {
             if (self.filled - self.start) as u64 > self.record_bytes_max {
                 return Err(self.too_large());
             }
+            self.check_header(self.filled)?;
             if self.ended {
                 break self.filled;
             }
@@ -102,6 +107,7 @@ impl RecordReader {
         if (end - self.start) as u64 > self.record_bytes_max {
             return Err(self.too_large());
         }
+        self.check_header(end)?;
 
         let record = &self.buffer[self.start..end];
         let line = self.line;
@@ -251,6 +257,20 @@ impl RecordReader {
             line: self.line,
             found: format!("{indent}{}", printable(trim_carriage_returns(line))),
         }
+    }
+
+    /// Refuses a header of more than [`HEADER_BYTES_MAX`] in the record that reaches up to `end`, so far.
+    fn check_header(&self, end: usize) -> Result<(), InputError> {
+        let record = &self.buffer[self.start..end];
+        if record.len() <= HEADER_BYTES_MAX || memchr(b'\n', &record[..HEADER_BYTES_MAX + 1]).is_some() {
+            return Ok(());
+        }
+        Err(InputError::HeaderTooLong {
+            file: self.label().to_owned(),
+            line: self.line,
+            id: printable(first_word(&record[1..])),
+            bytes_max: HEADER_BYTES_MAX,
+        })
     }
 
     fn too_large(&self) -> InputError {
@@ -446,6 +466,39 @@ mod tests {
             let error = reader.next().unwrap_err();
             assert_eq!(error.to_string(), "in.fasta:1: record `big` is larger than 1048576 bytes");
             assert!(reader.bytes_read() <= (1 << 20) + 2 * READ_BYTES as u64);
+            assert!(reader.buffer.capacity() <= (1 << 20) + 2 * READ_BYTES);
+        }
+    }
+
+    #[test]
+    fn a_header_has_a_bound_of_its_own() {
+        let header = |bytes: usize| [b">id ", vec![b'A'; bytes - 4].as_slice(), b"\nMK\n"].concat();
+        let (records, error) = read_all(reader(&header(HEADER_BYTES_MAX), usize::MAX, 1 << 30));
+        assert_eq!((records.len(), error.is_none()), (1, true));
+        // Told as soon as it is known, be the record whole or not.
+        for body in [b"MK\n".to_vec(), b"MK\n".repeat(HEADER_BYTES_MAX)] {
+            let content = [b">a\nMK\n", header(HEADER_BYTES_MAX + 1).as_slice(), &body].concat();
+            let mut reader = reader(&content, usize::MAX, 1 << 30);
+            assert!(reader.next().unwrap().is_some());
+            let error = reader.next().unwrap_err();
+            assert_eq!(error.to_string(), "in.fasta:3: the header of `id` is longer than 16777216 bytes");
+            assert!(error.hint().is_some() && error.is_bad_input());
+            assert!(reader.buffer.capacity() <= 2 * (HEADER_BYTES_MAX + 2 * READ_BYTES));
+        }
+    }
+
+    #[test]
+    fn what_unpacks_to_very_much_takes_bounded_memory() {
+        use std::io::Write;
+        let unpacked = b">bomb\n".iter().copied().chain(std::iter::repeat_n(b'A', 64 << 20)).collect::<Vec<_>>();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(&unpacked).unwrap();
+        let bombs = [gzip.finish().unwrap(), zstd::stream::encode_all(unpacked.as_slice(), 3).unwrap()];
+        for bomb in bombs {
+            assert!(bomb.len() < 100_000, "{}", bomb.len());
+            let mut reader = reader(&bomb, usize::MAX, 1 << 20);
+            let error = reader.next().unwrap_err();
+            assert_eq!(error.to_string(), "in.fasta:1: record `bomb` is larger than 1048576 bytes");
             assert!(reader.buffer.capacity() <= (1 << 20) + 2 * READ_BYTES);
         }
     }

@@ -127,6 +127,10 @@ enum Decoder {
 /// Read size of compressed data, bytes: large enough that system calls do not show, small beside a batch.
 const RAW_BUFFER_BYTES: usize = 128 << 10;
 
+/// Largest zstd window, as a power of two: 128 MiB, what `zstd -d` takes without being told more. The window is
+/// the memory that a file may ask for; beyond it everything streams, so nothing grows with what comes out.
+const WINDOW_LOG_MAX: u32 = 27;
+
 /// Bytes that tell a format: bgzip's mark, the longest, lies in bytes 12 and 13 of the gzip header.
 const MAGIC_BYTES: usize = 14;
 
@@ -165,7 +169,11 @@ impl SourceReader {
             }
             Format::Zstd => {
                 let raw = BufReader::with_capacity(RAW_BUFFER_BYTES, raw);
-                match zstd::stream::read::Decoder::with_buffer(raw) {
+                let decoder = zstd::stream::read::Decoder::with_buffer(raw).and_then(|mut decoder| {
+                    decoder.window_log_max(WINDOW_LOG_MAX)?;
+                    Ok(decoder)
+                });
+                match decoder {
                     Ok(decoder) => Decoder::Zstd(decoder),
                     Err(source) => return Err(InputError::Read { file: label, bytes: 0, source }),
                 }

@@ -1,5 +1,6 @@
 //! Output parts: one Parquet file per segment, written once, complete or absent, and read back row by row.
 
+mod bounds;
 mod checksum;
 mod error;
 mod pending;

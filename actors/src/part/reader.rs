@@ -17,6 +17,7 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 
+use super::bounds::{self, Excess};
 use super::{PartError, PartRow, PartSchema};
 
 /// Embedding bytes decoded at once, if a row is not larger.
@@ -69,6 +70,7 @@ impl PartReader {
         let file = File::open(path).map_err(|source| PartError::Read { path: path.to_owned(), source })?;
         let metadata = load(path, &file)?;
         let footer = footer(path, &metadata)?;
+        bounds::check_pages(&file, metadata.metadata(), &footer.schema).map_err(|excess| refused(path, excess))?;
         let rows = batch_rows(&metadata);
         let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata)
             .with_batch_size(rows)
@@ -158,14 +160,30 @@ fn contained<T>(path: &Path, step: impl FnOnce() -> T) -> Result<T, PartError> {
     catch_unwind(AssertUnwindSafe(step)).map_err(|_| damaged(path, "a page contradicts its header"))
 }
 
+/// Refuses what is out of bounds.
+fn refused(path: &Path, excess: Excess) -> PartError {
+    match excess {
+        Excess::Found(reason) => damaged(path, reason),
+        Excess::Unreadable(source) => PartError::Read { path: path.to_owned(), source },
+    }
+}
+
 fn load(path: &Path, file: &File) -> Result<ArrowReaderMetadata, PartError> {
-    contained(path, || ArrowReaderMetadata::load(file, ArrowReaderOptions::new()))?
-        .map_err(|source| PartError::decoding(path, source))
+    bounds::check_footer_length(file).map_err(|excess| refused(path, excess))?;
+    let metadata = contained(path, || ArrowReaderMetadata::load(file, ArrowReaderOptions::new()))?
+        .map_err(|source| PartError::decoding(path, source))?;
+    let schema = schema(path, &metadata)?;
+    bounds::check_footer(file, metadata.metadata(), &schema).map_err(|excess| refused(path, excess))?;
+    Ok(metadata)
+}
+
+fn schema(path: &Path, metadata: &ArrowReaderMetadata) -> Result<PartSchema, PartError> {
+    PartSchema::from_arrow(metadata.schema())
+        .map_err(|reason| PartError::NotAPart { path: path.to_owned(), reason })
 }
 
 fn footer(path: &Path, metadata: &ArrowReaderMetadata) -> Result<PartFooter, PartError> {
-    let schema = PartSchema::from_arrow(metadata.schema())
-        .map_err(|reason| PartError::NotAPart { path: path.to_owned(), reason })?;
+    let schema = schema(path, metadata)?;
     let file = metadata.metadata().file_metadata();
     let rows = u64::try_from(file.num_rows())
         .map_err(|_| damaged(path, format!("its footer counts {} rows", file.num_rows())))?;

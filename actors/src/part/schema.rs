@@ -55,11 +55,15 @@ impl PartSchema {
 
     /// Returns the bytes of one vector as stored, before compression.
     pub(super) fn vector_bytes(&self) -> usize {
-        self.hidden
-            * match self.float {
-                Float::F32 => 4,
-                Float::F16 => 2,
-            }
+        self.hidden * self.value_bytes()
+    }
+
+    /// Returns the bytes of one number as stored, before compression.
+    pub(super) fn value_bytes(&self) -> usize {
+        match self.float {
+            Float::F32 => 4,
+            Float::F16 => 2,
+        }
     }
 
     /// Reads the schema of a part back, or says what is not as in a part.

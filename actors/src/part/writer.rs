@@ -36,7 +36,7 @@ pub const ROW_GROUP_BYTES_MAX: usize = 64 << 20;
 /// Embedding bytes handed to the encoder at once; about one page.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of one row at most: a row cannot straddle pages and a page's size is an i32.
-const ROW_BYTES_MAX: usize = 1 << 30;
+pub(super) const ROW_BYTES_MAX: usize = 1 << 30;
 /// zstd level 3: higher levels gain under 1 % on floats of random mantissas.
 const ZSTD_LEVEL: i32 = 3;
 /// Names the layout, not the release: bytes change only when the layout does.

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use pytorch_reader::PytorchReader;
 
+use super::config::LAYERS_MAX;
 use super::tensor::{Bytes, StoredTensor};
-use super::{LayerWeight, ModelConfig, ModelError, Weight};
+use super::{LayerWeight, ModelConfig, ModelError, Weight, archive};
 
 /// `torch.save` writes the pickle first; ESM-2's largest is under 200 kB.
 const PICKLE_SEARCH_BYTES_MAX: usize = 4 << 20;
@@ -31,10 +32,14 @@ impl Checkpoint {
         if !path.is_file() {
             return Err(ModelError::read(path, std::io::ErrorKind::NotFound.into()));
         }
+        let bad = |problem: String| ModelError::Config { path: path.to_owned(), problem };
+        let file = Bytes::map(path)?;
+        archive::check(file.as_slice()).map_err(bad)?;
         let reader = PytorchReader::with_top_level_key(path, "model")
             .map_err(|source| ModelError::Checkpoint { path: path.to_owned(), source: source.into() })?;
         let mut tensors = HashMap::new();
         let mut layers = 0;
+        let mut bytes_left = file.as_slice().len();
         let mut rotary_pairs = None;
         for (name, tensor) in reader.into_tensors() {
             // As fair-esm's own loader does.
@@ -47,9 +52,21 @@ impl Checkpoint {
             }
             let Some(weight) = Weight::from_fair_esm(bare) else { continue };
             if let Weight::Layer(index, _) = weight {
+                if index >= LAYERS_MAX {
+                    return Err(bad(format!("tensor `{name}` belongs to a layer beyond {LAYERS_MAX}")));
+                }
                 layers = layers.max(index + 1);
             }
-            tensors.insert(weight, StoredTensor::from_checkpoint(path, tensor));
+            // A view can repeat few stored numbers many times; weights have each of theirs in the file.
+            let bytes = tensor.byte_len();
+            let Some(left) = bytes_left.checked_sub(bytes) else {
+                return Err(bad(format!("tensor `{name}` takes {bytes} bytes, more than the file has for it")));
+            };
+            bytes_left = left;
+            // Which of the two would be taken is not ours to guess.
+            if tensors.insert(weight, StoredTensor::from_checkpoint(path, tensor)).is_some() {
+                return Err(bad(format!("tensor `{name}` is there twice, with another prefix")));
+            }
         }
         if tensors.is_empty() {
             return Err(ModelError::NotEsm2 {
@@ -73,7 +90,7 @@ impl Checkpoint {
         let (vocab, hidden) = extents(Weight::Embedding)?;
         let (intermediate, _) = extents(Weight::Layer(0, LayerWeight::Expand))?;
         let arguments = Arguments::find(&self.path)?;
-        let from_rotary = self.rotary_pairs.filter(|&pairs| pairs > 0).map(|pairs| hidden / (2 * pairs));
+        let from_rotary = self.rotary_pairs.filter(|&pairs| pairs > 0).map(|pairs| hidden / 2 / pairs);
         let Some(heads) = arguments.heads.or(from_rotary) else {
             return Err(ModelError::Config {
                 path: self.path.clone(),

@@ -9,7 +9,7 @@ use crate::alphabet::VOCAB;
 
 /// The published models have at most 48 layers of width 5,120 and 20,480 inside: a configuration
 /// beyond these limits is damaged, and sizes derived within them cannot overflow.
-const LAYERS_MAX: usize = 1_000;
+pub(super) const LAYERS_MAX: usize = 1_000;
 const WIDTH_MAX: usize = 1 << 20;
 
 /// The shape of an ESM-2 network.

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use super::{ModelError, ModelPath};
 
+/// Bytes of a file that names a commit, of 40 letters.
+const REF_BYTES_MAX: u64 = 4_096;
+
 /// Finds `organisation/name` in the local caches of this user.
 ///
 /// Looks at `HF_HUB_CACHE`, else `HF_HOME/hub`, else `~/.cache/huggingface/hub`; then at
@@ -42,7 +45,8 @@ fn resolve_with(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Resu
     let mut looked_at = Vec::new();
     if let Some(hub) = hub {
         let repository = hub.join(format!("models--{organisation}--{model}"));
-        if let Ok(commit) = std::fs::read_to_string(repository.join("refs").join("main")) {
+        if let Ok(commit) = super::read_at_most(&repository.join("refs").join("main"), REF_BYTES_MAX) {
+            let commit = String::from_utf8_lossy(&commit);
             let commit = commit.trim();
             let snapshot = repository.join("snapshots").join(commit);
             if is_plain(commit) && snapshot.is_dir() {

@@ -4,6 +4,7 @@
 //! file formats. Weights stay in the mapped file until an engine converts them. Nothing here
 //! downloads, and no checkpoint's pickle is executed.
 
+mod archive;
 mod checkpoint;
 mod config;
 mod error;
@@ -39,6 +40,15 @@ pub enum ModelPath {
     /// `organisation/name`, looked up in the local caches; see [`hub`].
     Hub(String),
 }
+
+/// Bytes of a `config.json`: a published one has a thousand.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of a `model.safetensors.index.json`: the largest ESM-2's has a hundred thousand.
+const INDEX_BYTES_MAX: u64 = 16 << 20;
+
+/// Shards of a model: the largest ESM-2 has a dozen; each is mapped while the model is open.
+const SHARDS_MAX: usize = 1_024;
 
 /// An ESM-2 model: its configuration and a view of every weight.
 ///
@@ -122,7 +132,7 @@ impl Model {
     }
 
     fn open_safetensors(config_path: &Path, files: Vec<PathBuf>) -> Result<Self, ModelError> {
-        let json = std::fs::read(config_path).map_err(|source| ModelError::read(config_path, source))?;
+        let json = read_at_most(config_path, CONFIG_BYTES_MAX)?;
         let config = ModelConfig::from_hugging_face(&json, config_path)?;
         let mut found = HashMap::new();
         for file in &files {
@@ -202,13 +212,25 @@ impl Model {
     }
 }
 
+/// Reads a whole file of at most `bytes_max`.
+fn read_at_most(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ModelError> {
+    let failed = |source| ModelError::read(path, source);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(bytes_max + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > bytes_max {
+        let problem = format!("it is larger than {bytes_max} bytes");
+        return Err(ModelError::Config { path: path.to_owned(), problem });
+    }
+    Ok(bytes)
+}
+
 /// The shard files that `index` (a `model.safetensors.index.json`) names, sorted.
 fn shards(index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: HashMap<String, String>,
     }
-    let json = std::fs::read(index).map_err(|source| ModelError::read(index, source))?;
+    let json = read_at_most(index, INDEX_BYTES_MAX)?;
     let parsed: Index = serde_json::from_slice(&json)
         .map_err(|source| ModelError::Json { path: index.to_owned(), source })?;
     let mut names: Vec<String> = parsed.weight_map.into_values().collect();
@@ -216,6 +238,10 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     names.dedup();
     if names.is_empty() {
         return Err(ModelError::Config { path: index.to_owned(), problem: "it names no shard".into() });
+    }
+    if names.len() > SHARDS_MAX {
+        let problem = format!("it names {} shards, more than {SHARDS_MAX}", names.len());
+        return Err(ModelError::Config { path: index.to_owned(), problem });
     }
     // A shard lies beside its index: a path in the index could make us read any file.
     if let Some(name) = names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {

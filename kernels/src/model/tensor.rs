@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,6 +65,11 @@ pub(super) enum Bytes {
 
 impl Bytes {
     pub(super) fn map(path: &Path) -> Result<Self, ModelError> {
+        // Opening a pipe would wait for its writer, and a device has no size.
+        if !path.is_file() {
+            let kind = if path.exists() { ErrorKind::InvalidInput } else { ErrorKind::NotFound };
+            return Err(ModelError::read(path, kind.into()));
+        }
         let file = File::open(path).map_err(|source| ModelError::read(path, source))?;
         // SAFETY: the map is read-only and private to this process. Weight files are not written
         // while a model is open; truncating one under a running job would end the worker with
@@ -154,6 +160,13 @@ impl StoredTensor {
     }
 }
 
+/// Bytes of a safetensors header: the largest ESM-2's has a hundred thousand. Parsed it takes some ten times
+/// as much; `safetensors` itself takes 100 MB.
+const HEADER_BYTES_MAX: u64 = 16 << 20;
+
+/// Tensors of one file: the largest ESM-2 has about a thousand in all.
+const TENSORS_MAX: usize = 65_536;
+
 /// Adds to `found` the tensors of one safetensors file that play a part in the forward pass.
 pub(super) fn index_safetensors(
     path: &Path,
@@ -161,8 +174,20 @@ pub(super) fn index_safetensors(
     found: &mut HashMap<Weight, StoredTensor>,
 ) -> Result<(), ModelError> {
     let data = bytes.as_slice();
+    let bad = |problem: String| ModelError::Config { path: path.to_owned(), problem };
+    // A length beyond the file's end is told as what it is: no safetensors file, or one cut off.
+    if let Some(&length) = data.first_chunk::<8>() {
+        let header_bytes = u64::from_le_bytes(length);
+        if (HEADER_BYTES_MAX + 1..data.len() as u64).contains(&header_bytes) {
+            return Err(bad(format!("its header has {header_bytes} bytes, more than {HEADER_BYTES_MAX}")));
+        }
+    }
+    // Checks that header and tensors fill the file, without a gap or overlap, and that no size overflows.
     let parsed = SafeTensors::deserialize(data)
         .map_err(|source| ModelError::Safetensors { path: path.to_owned(), source })?;
+    if parsed.len() > TENSORS_MAX {
+        return Err(bad(format!("it holds {} tensors, more than {TENSORS_MAX}", parsed.len())));
+    }
     for (name, view) in parsed.iter() {
         let Some(weight) = Weight::from_hugging_face(name) else { continue };
         let stored = match view.dtype() {
@@ -181,14 +206,8 @@ pub(super) fn index_safetensors(
             origin: Origin::Range(bytes.clone(), start..start + view.data().len()),
         };
         if let Some(earlier) = found.insert(weight, tensor) {
-            return Err(ModelError::Config {
-                path: path.to_owned(),
-                problem: format!(
-                    "tensor `{name}` repeats `{}` of `{}`",
-                    earlier.name,
-                    earlier.path.display()
-                ),
-            });
+            let (name_before, path_before) = (earlier.name, earlier.path.display());
+            return Err(bad(format!("tensor `{name}` repeats `{name_before}` of `{path_before}`")));
         }
     }
     Ok(())
