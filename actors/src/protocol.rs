@@ -284,7 +284,10 @@ mod tests {
         }
         let foreign = read_frame::<ToWorker>(&mut b"HTTP/1.1 400 Bad Request".as_slice()).unwrap_err();
         assert_eq!(foreign.kind(), io::ErrorKind::InvalidData);
-        assert!(foreign.to_string().contains("a header of 1347703880 bytes, more than 268435456"), "{foreign}");
+        assert!(
+            foreign.to_string().contains("a header of 1347703880 bytes, more than 268435456"),
+            "{foreign}"
+        );
     }
 
     #[test]

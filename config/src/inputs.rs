@@ -177,8 +177,11 @@ fn unnameable_siblings(files: &BTreeSet<PathBuf>, item: &str) -> Result<Vec<Path
 
 fn no_such_file(path: PathBuf, item: &str, folder: &Path) -> Objection {
     let near = path.parent().and_then(|parent| fs::read_dir(parent).ok()).and_then(|entries| {
-        let names: Vec<String> =
-            entries.flatten().take(NAMES_COMPARED_MAX).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let names: Vec<String> = entries
+            .flatten()
+            .take(NAMES_COMPARED_MAX)
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
         let wanted = path.file_name()?.to_string_lossy();
         nearest(&wanted, names.iter().map(String::as_str)).map(str::to_owned)
     });

@@ -100,8 +100,8 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::limits::MISTAKES_MAX;
     use crate::job::{DeviceChoice, InputSource, Layer, ModelSource};
+    use crate::limits::MISTAKES_MAX;
     use crate::{Fault, demo, keys, template};
 
     /// A folder with one protein file, as current folder, and no variables.

@@ -490,7 +490,8 @@ mod tests {
     #[test]
     fn what_unpacks_to_very_much_takes_bounded_memory() {
         use std::io::Write;
-        let unpacked = b">bomb\n".iter().copied().chain(std::iter::repeat_n(b'A', 64 << 20)).collect::<Vec<_>>();
+        let unpacked =
+            b">bomb\n".iter().copied().chain(std::iter::repeat_n(b'A', 64 << 20)).collect::<Vec<_>>();
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         gzip.write_all(&unpacked).unwrap();
         let bombs = [gzip.finish().unwrap(), zstd::stream::encode_all(unpacked.as_slice(), 3).unwrap()];

@@ -68,7 +68,11 @@ pub(super) fn check_footer_length(file: &File) -> Result<(), Excess> {
 }
 
 /// Checks the counts of the footer against each other and against the size of the file.
-pub(super) fn check_footer(file: &File, metadata: &ParquetMetaData, schema: &PartSchema) -> Result<(), Excess> {
+pub(super) fn check_footer(
+    file: &File,
+    metadata: &ParquetMetaData,
+    schema: &PartSchema,
+) -> Result<(), Excess> {
     let file_bytes = file.metadata().map_err(Excess::Unreadable)?.len();
     let groups = metadata.row_groups();
     if groups.len() > ROW_GROUPS_MAX {
@@ -137,7 +141,11 @@ fn range_of(chunk: &ColumnChunkMetaData) -> Option<Range> {
 }
 
 /// Checks the header of every page. The footer was checked before.
-pub(super) fn check_pages(file: &File, metadata: &ParquetMetaData, schema: &PartSchema) -> Result<(), Excess> {
+pub(super) fn check_pages(
+    file: &File,
+    metadata: &ParquetMetaData,
+    schema: &PartSchema,
+) -> Result<(), Excess> {
     for (number, group) in metadata.row_groups().iter().enumerate() {
         for (column, chunk) in group.columns().iter().enumerate() {
             check_chunk(file, chunk, column, group.num_rows(), schema).map_err(|excess| match excess {
@@ -171,7 +179,8 @@ fn check_chunk(
         let body_at = at + header_bytes as u64;
         let check = || -> Result<u64, String> {
             let stored = u64::try_from(page.stored_bytes).ok().filter(|&stored| stored <= end - body_at);
-            let stored = stored.ok_or_else(|| format!("{} bytes reach beyond its column", page.stored_bytes))?;
+            let stored =
+                stored.ok_or_else(|| format!("{} bytes reach beyond its column", page.stored_bytes))?;
             page.check(column, stored, chunk.compression(), rows, schema)?;
             Ok(stored)
         };

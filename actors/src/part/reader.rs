@@ -70,7 +70,8 @@ impl PartReader {
         let file = File::open(path).map_err(|source| PartError::Read { path: path.to_owned(), source })?;
         let metadata = load(path, &file)?;
         let footer = footer(path, &metadata)?;
-        bounds::check_pages(&file, metadata.metadata(), &footer.schema).map_err(|excess| refused(path, excess))?;
+        bounds::check_pages(&file, metadata.metadata(), &footer.schema)
+            .map_err(|excess| refused(path, excess))?;
         let rows = batch_rows(&metadata);
         let batches = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata)
             .with_batch_size(rows)

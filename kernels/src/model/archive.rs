@@ -24,7 +24,9 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let end = &file[end_at..];
     // No comment follows, so this is the only end that a reader can find.
     if !end.starts_with(b"PK\x05\x06") || end[20..] != [0, 0] {
-        return Err("it does not end as a ZIP archive: it was cut off or written to; fetch it again".to_owned());
+        return Err(
+            "it does not end as a ZIP archive: it was cut off or written to; fetch it again".to_owned()
+        );
     }
     let short =
         Directory { entries: number(end, 10, 2), bytes: number(end, 12, 4), offset: number(end, 16, 4) };
@@ -73,7 +75,8 @@ impl Directory {
         let mut rest = &file[offset as usize..end];
         let mut stored_bytes = 0u64;
         for position in 0..entries {
-            let entry = Entry::take(&mut rest).ok_or_else(|| format!("its ZIP entry {position} is damaged"))?;
+            let entry =
+                Entry::take(&mut rest).ok_or_else(|| format!("its ZIP entry {position} is damaged"))?;
             let name = String::from_utf8_lossy(entry.name);
             if entry.method != 0 || entry.bytes != entry.packed_bytes {
                 return Err(format!("its entry `{name}` is compressed, which torch.save never does"));
@@ -88,7 +91,11 @@ impl Directory {
                 return Err(format!("its pickle `{name}` has {bytes} bytes, more than {PICKLE_BYTES_MAX}"));
             }
         }
-        if rest.is_empty() { Ok(()) } else { Err(format!("its ZIP directory goes on after {entries} entries")) }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("its ZIP directory goes on after {entries} entries"))
+        }
     }
 }
 

@@ -60,7 +60,9 @@ impl Checkpoint {
             // A view can repeat few stored numbers many times; weights have each of theirs in the file.
             let bytes = tensor.byte_len();
             let Some(left) = bytes_left.checked_sub(bytes) else {
-                return Err(bad(format!("tensor `{name}` takes {bytes} bytes, more than the file has for it")));
+                return Err(bad(format!(
+                    "tensor `{name}` takes {bytes} bytes, more than the file has for it"
+                )));
             };
             bytes_left = left;
             // Which of the two would be taken is not ours to guess.

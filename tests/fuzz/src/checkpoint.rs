@@ -8,13 +8,13 @@ use kernels::ModelPath;
 use super::safetensors::{HIDDEN, INTERMEDIATE, VOCAB, read_all};
 
 /// Opens a checkpoint; every weight of one that opens can be read.
-pub fn enter(bytes: &[u8]) {
-    let [kind, rest @ ..] = bytes else { return };
+pub fn enter(bytes: &[u8]) -> bool {
+    let [kind, rest @ ..] = bytes else { return false };
     let folder = match kind % 2 {
         0 => super::folder_with("model.pt", rest),
         _ => super::folder_with("model.pt", &archive(rest)),
     };
-    read_all(&ModelPath::FairEsm(folder.path().join("model.pt")));
+    read_all(&ModelPath::FairEsm(folder.path().join("model.pt")))
 }
 
 /// Storages in the archive, enough for two layers.
@@ -37,8 +37,14 @@ impl Archive {
         let size = (bytes.len() as u32).to_le_bytes();
         let name_bytes = (name.len() as u16).to_le_bytes();
         // Version, flags, method, time, date; checksum, both sizes; lengths of name and extra field.
-        let described =
-            [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &crc.sum().to_le_bytes(), &size, &size, &name_bytes, &[0, 0]];
+        let described = [
+            &[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..],
+            &crc.sum().to_le_bytes(),
+            &size,
+            &size,
+            &name_bytes,
+            &[0, 0],
+        ];
         let described = described.concat();
         let offset = (self.entries.len() as u32).to_le_bytes();
         self.entries.extend([&b"PK\x03\x04"[..], &described, name.as_bytes(), bytes].concat());
@@ -52,7 +58,8 @@ impl Archive {
         let count = self.count.to_le_bytes();
         let directory_bytes = (self.directory.len() as u32).to_le_bytes();
         let directory_at = (self.entries.len() as u32).to_le_bytes();
-        let end = [&b"PK\x05\x06\0\0\0\0"[..], &count, &count, &directory_bytes, &directory_at, &[0, 0]].concat();
+        let end =
+            [&b"PK\x05\x06\0\0\0\0"[..], &count, &count, &directory_bytes, &directory_at, &[0, 0]].concat();
         [self.entries, self.directory, end].concat()
     }
 }
@@ -116,9 +123,13 @@ fn pickle(with_arguments: bool) -> Vec<u8> {
         let strides: &[usize] = if shape.len() == 2 { &[shape[1], 1] } else { &[1] };
         pickle.extend([text(&format!("encoder.sentence_encoder.{name}"))].concat());
         pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        pickle.extend([text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text(&number.to_string())].concat());
+        pickle.extend(
+            [text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text(&number.to_string())].concat(),
+        );
         pickle.extend([text("cpu"), [&b"M"[..], &numel.to_le_bytes(), b"tQK\0"].concat()].concat());
-        pickle.extend([tuple(&shape), tuple(strides), b"\x89ccollections\nOrderedDict\n)RtR".to_vec()].concat());
+        pickle.extend(
+            [tuple(&shape), tuple(strides), b"\x89ccollections\nOrderedDict\n)RtR".to_vec()].concat(),
+        );
     }
     pickle.extend(b"uu.");
     pickle

@@ -8,11 +8,10 @@ use actors::protocol::{FromWorker, ToWorker, read_frame, read_frame_async, write
 use kernels::{Batch, EngineDescription, EngineError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_bounds::Message;
 
 /// Reads frames to the end of the stream or the first that is none; both readers agree.
-pub fn enter(bytes: &[u8]) {
-    let [side, stream @ ..] = bytes else { return };
+pub fn enter(bytes: &[u8]) -> bool {
+    let [side, stream @ ..] = bytes else { return false };
     if side % 2 == 0 { read_all::<ToWorker>(stream) } else { read_all::<FromWorker>(stream) }
 }
 
@@ -20,7 +19,8 @@ pub fn enter(bytes: &[u8]) {
 trait Message: Serialize + DeserializeOwned {}
 impl<M: Serialize + DeserializeOwned> Message for M {}
 
-fn read_all<M: Message>(stream: &[u8]) {
+/// Says whether the stream holds frames and nothing else.
+fn read_all<M: Message>(stream: &[u8]) -> bool {
     let mut blocking = stream;
     let mut waiting = stream;
     loop {
@@ -34,7 +34,8 @@ fn read_all<M: Message>(stream: &[u8]) {
                 let (again, floats) = read_frame::<M>(&mut once.as_slice()).expect("ours").expect("a frame");
                 assert_eq!(once, encoded(&again, &floats));
             }
-            (Ok(None), Ok(None)) | (Err(_), Err(_)) => return,
+            (Ok(None), Ok(None)) => return true,
+            (Err(_), Err(_)) => return false,
             _ => panic!("the two readers disagree"),
         }
     }
@@ -71,7 +72,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
                 encoded(&FromWorker::Ready { version: 1, description }, &[]),
                 encoded(&FromWorker::Heartbeat { ticks: 300 }, &[]),
                 encoded(&FromWorker::Completed { batch, compute_us: 5 }, &[1.5, -0.0, f32::NAN]),
-                encoded(&FromWorker::Failed { batch, error: EngineError::NonFinite { sequences: vec![1, 2] } }, &[]),
+                encoded(
+                    &FromWorker::Failed { batch, error: EngineError::NonFinite { sequences: vec![1, 2] } },
+                    &[],
+                ),
                 encoded(&FromWorker::LoadFailed(EngineError::Model("no".to_owned())), &[]),
             ],
         ),

@@ -14,11 +14,14 @@ static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 });
 
 /// Loads a job; one that loads survives being written out, and an error can be drawn.
-pub fn enter(bytes: &[u8]) {
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
+pub fn enter(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
     // A pattern of many folders walks the disk of whoever fuzzes: its time is the disk's, not ours.
-    if text.matches(['*', '?', '[']).count() > 8 && text.contains('/') || text.contains("**") || text.contains("/*") {
-        return;
+    if text.matches(['*', '?', '[']).count() > 8 && text.contains('/')
+        || text.contains("**")
+        || text.contains("/*")
+    {
+        return false;
     }
     let mut parts = text.split('\0');
     let text = parts.next().unwrap_or_default();
@@ -30,9 +33,13 @@ pub fn enter(bytes: &[u8]) {
             let written = job.to_toml().expect("a job can be written");
             let again = from_text(&written, Path::new("job.toml"), &[], &around);
             assert_eq!(again.expect("a written job loads"), job, "{written}");
+            true
         }
         // Drawing a report cuts the text at its spans.
-        Err(error) => assert!(!format!("{:?}", miette::Report::new(error)).is_empty()),
+        Err(error) => {
+            assert!(!format!("{:?}", miette::Report::new(error)).is_empty());
+            false
+        }
     }
 }
 
@@ -40,7 +47,9 @@ pub fn enter(bytes: &[u8]) {
 pub fn seeds(repository: &Path) -> Vec<Vec<u8>> {
     let mut files: Vec<PathBuf> = ["valid", "invalid"]
         .iter()
-        .flat_map(|folder| std::fs::read_dir(repository.join("config/tests").join(folder)).expect("fixtures exist"))
+        .flat_map(|folder| {
+            std::fs::read_dir(repository.join("config/tests").join(folder)).expect("fixtures exist")
+        })
         .map(|entry| entry.expect("fixtures can be listed").path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "toml"))
         .collect();
@@ -49,7 +58,10 @@ pub fn seeds(repository: &Path) -> Vec<Vec<u8>> {
         files.iter().map(|path| std::fs::read(path).expect("fixtures can be read")).collect();
     let smallest = "input.fasta = \"proteins.fasta\"\noutput.directory = \"results\"\n";
     seeds.push(smallest.as_bytes().to_vec());
-    seeds.push(format!("{smallest}\0model.layer=3\0devices.use=[\"cpu\", \"sim:2\"]\0input.fasta=b.faa").into_bytes());
+    seeds.push(
+        format!("{smallest}\0model.layer=3\0devices.use=[\"cpu\", \"sim:2\"]\0input.fasta=b.faa")
+            .into_bytes(),
+    );
     seeds.push(config::template().as_bytes().to_vec());
     seeds
 }

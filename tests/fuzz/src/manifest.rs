@@ -3,7 +3,7 @@
 use actors::manifest::{Manifest, ResultFolder};
 
 /// Reads a manifest; one that reads can be written and reads the same.
-pub fn enter(bytes: &[u8]) {
+pub fn enter(bytes: &[u8]) -> bool {
     let folder = super::folder_with("run.json", bytes);
     let folder = ResultFolder(folder.path().to_owned());
     match Manifest::read(&folder) {
@@ -15,15 +15,21 @@ pub fn enter(bytes: &[u8]) {
             manifest.write(&folder).expect("the folder can be written");
             let again = Manifest::read(&folder).expect("it was just written").expect("it was just written");
             assert_eq!(again, manifest);
+            true
         }
         Ok(None) => panic!("the file is there"),
-        Err(error) => assert!(!actors::error_chain(&error).is_empty()),
+        Err(error) => {
+            assert!(!actors::error_chain(&error).is_empty());
+            false
+        }
     }
 }
 
 /// Seeds: a manifest of each status.
 pub fn seeds() -> Vec<Vec<u8>> {
-    ["running", "done", "stopped", "failed"].map(|status| SOUND.replace("STATUS", status).into_bytes()).to_vec()
+    ["running", "done", "stopped", "failed"]
+        .map(|status| SOUND.replace("STATUS", status).into_bytes())
+        .to_vec()
 }
 
 const SOUND: &str = r#"{"format": 1, "version": "0.1.0", "status": "STATUS", "reason": null,
