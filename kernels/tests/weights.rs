@@ -214,6 +214,69 @@ fn shards_are_one_model() {
 }
 
 #[test]
+fn files_beyond_any_model_are_refused_before_they_are_parsed() {
+    let folder = folder(&tiny_tensors());
+    let problem = |name: &str, bytes: &[u8], expected: &str| {
+        let path = folder.path().join(name);
+        let before = std::fs::read(&path).ok();
+        std::fs::write(&path, bytes).unwrap();
+        let error = text(&open(folder.path()).unwrap_err());
+        assert!(error.contains(expected) && error.contains(name), "{expected}: {error}");
+        if let Some(before) = before {
+            std::fs::write(&path, before).unwrap();
+        }
+    };
+    let config = std::fs::read(tiny().join("config.json")).unwrap();
+    problem("config.json", &[config, vec![b' '; 1 << 20]].concat(), "larger than 1048576 bytes");
+
+    let header_bytes = (16 << 20) + 1;
+    let long_header = [&(header_bytes as u64).to_le_bytes()[..], &vec![b' '; header_bytes]].concat();
+    problem("model.safetensors", &long_header, "header has 16777217 bytes, more than 16777216");
+    let empty = |number| format!("\"{number}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}");
+    let header = format!("{{{}}}", (0..65_537).map(empty).collect::<Vec<_>>().join(","));
+    let many = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    problem("model.safetensors", &many, "65537 tensors, more than 65536");
+
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    let weight_map: HashMap<_, _> =
+        (0..1_025).map(|number| (number.to_string(), number.to_string())).collect();
+    let index = serde_json::json!({ "weight_map": weight_map }).to_string();
+    problem("model.safetensors.index.json", index.as_bytes(), "1025 shards, more than 1024");
+    problem("model.safetensors.index.json", &vec![b' '; (16 << 20) + 1], "larger than 16777216 bytes");
+}
+
+#[test]
+fn a_shard_that_is_no_file_is_refused() {
+    let folder = folder(&tiny_tensors());
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    let index = r#"{"weight_map": {"a": "pipe"}}"#;
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    // Opening it would wait for a writer for ever.
+    let made = std::process::Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap();
+    assert!(made.success());
+    let error = text(&open(folder.path()).unwrap_err());
+    assert!(error.contains("pipe`"), "{error}");
+}
+
+#[test]
+fn sizes_that_overflow_are_refused() {
+    let folder = folder(&tiny_tensors());
+    let name = "esm.embeddings.word_embeddings.weight";
+    for (shape, end) in [
+        ("[4294967296,4294967296]", "0"),
+        ("[9223372036854775807,2]", "8"),
+        ("[1,1]", "18446744073709551615"),
+        ("[33,64]", "8448"),
+    ] {
+        let header =
+            format!("{{\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":[0,{end}]}}}}");
+        let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat();
+        std::fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        assert!(matches!(open(folder.path()), Err(ModelError::Safetensors { .. })), "{shape}");
+    }
+}
+
+#[test]
 fn half_precision_weights_are_their_exact_values() {
     for dtype in [Dtype::F16, Dtype::BF16] {
         // The same rounded numbers, once stored in 16 bits and once in 32.

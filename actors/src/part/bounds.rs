@@ -378,3 +378,99 @@ impl Thrift<'_> {
         if matches!(kind, TRUE | FALSE) { self.take(1) } else { self.skip(kind, nesting) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use config::Float;
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+
+    use super::*;
+    use crate::part::{PartRow, write_part};
+
+    const SCHEMA: PartSchema = PartSchema { hidden: 2, float: Float::F32, per_residue: true };
+
+    /// A part of three rows, its footer, and where the page of column `column` begins.
+    fn part(folder: &std::path::Path, column: usize) -> (File, ParquetMetaData, u64) {
+        let path = folder.join("part.parquet");
+        let rows =
+            (0..3).map(|index| PartRow { index, id: "p", length: 2, embedding: &[1.0, 2.0, 3.0, 4.0] });
+        write_part(&path, &SCHEMA, &BTreeMap::new(), rows).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let metadata = SerializedFileReader::new(file.try_clone().unwrap()).unwrap().metadata().clone();
+        let at = metadata.row_group(0).column(column).data_page_offset() as u64;
+        (file, metadata, at)
+    }
+
+    fn found(check: Result<(), Excess>) -> String {
+        match check {
+            Err(Excess::Found(reason)) => reason,
+            Err(Excess::Unreadable(error)) => panic!("{error}"),
+            Ok(()) => "nothing".to_owned(),
+        }
+    }
+
+    /// A page header as Thrift has it, `statistics` between its sizes and its end.
+    fn header(kind: u8, unpacked: &[u8], values: &[u8], encoding: u8, statistics: &[u8]) -> Vec<u8> {
+        let sizes = [&[0x15, kind, 0x15][..], unpacked, &[0x15, 0x02]].concat();
+        let inner =
+            [&[0x2c, 0x15][..], values, &[0x15, encoding, 0x15, 6, 0x15, 6], statistics, &[0]].concat();
+        [sizes, inner, vec![0]].concat()
+    }
+
+    #[test]
+    fn what_the_writer_writes_is_within_bounds() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, metadata, _) = part(folder.path(), 0);
+        assert_eq!(found(check_footer_length(&file)), "nothing");
+        assert_eq!(found(check_footer(&file, &metadata, &SCHEMA)), "nothing");
+        assert_eq!(found(check_pages(&file, &metadata, &SCHEMA)), "nothing");
+    }
+
+    #[test]
+    fn page_headers_that_promise_too_much_are_refused() {
+        let huge: &[u8] = &[0xfe, 0xff, 0xff, 0xff, 0x0f];
+        // The id's page of statistics, whose least id is to be 4 TiB long.
+        let statistics = [&[0x1c, 0x18][..], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], &[0]].concat();
+        let cases: [(usize, Vec<u8>, &str); 7] = [
+            (1, header(0, &[4], &[6], 0, &statistics), "no sound header"),
+            (1, header(4, &[4], &[6], 0, &[]), "it is of type 2, not a page of values"),
+            (1, header(0, huge, &[6], 0, &[]), "2147483647 bytes when unpacked, more than 131072"),
+            (3, header(0, &[4], huge, 0, &[]), "2147483647 values, more than 3"),
+            (3, header(0, &[4], &[5], 0, &[]), "-3 values"),
+            (0, header(0, &[4], &[8], 0, &[]), "4 values, more than 3"),
+            (0, header(0, &[4], &[6], 16, &[]), "encoding 8 is not that of a part"),
+        ];
+        for (column, header, expected) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let (file, metadata, at) = part(folder.path(), column);
+            file.write_all_at(&header, at).unwrap();
+            let reason = found(check_pages(&file, &metadata, &SCHEMA));
+            assert!(reason.starts_with("row group 0, column `"), "{reason}");
+            assert!(reason.contains(expected), "{expected}: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_footer_longer_than_any_is_refused_before_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sparse");
+        let file = File::options().read(true).write(true).create_new(true).open(path).unwrap();
+        file.set_len(20 << 20).unwrap();
+        file.write_all_at(&(17u32 << 20).to_le_bytes(), (20 << 20) - 8).unwrap();
+        file.write_all_at(b"PAR1", (20 << 20) - 4).unwrap();
+        assert_eq!(found(check_footer_length(&file)), "its footer has 17825792 bytes, more than 16777216");
+    }
+
+    #[test]
+    fn structures_nested_without_end_are_refused() {
+        let nested = [0x1c; 100_000];
+        assert_eq!(PageHeader::parse(&nested), None);
+        let lists = [&[0x19][..], &[0x19; 100_000]].concat();
+        assert_eq!(PageHeader::parse(&lists), None);
+        // A list of 2^60 structures in three bytes.
+        let many = [0x19, 0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0, 0];
+        assert_eq!(PageHeader::parse(&many), None);
+    }
+}

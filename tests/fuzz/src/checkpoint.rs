@@ -17,6 +17,13 @@ pub fn enter(bytes: &[u8]) -> bool {
     read_all(&ModelPath::FairEsm(folder.path().join("model.pt")))
 }
 
+/// Opens the checkpoint made of `pickle`; returns the error as text.
+pub fn error_of(pickle: &[u8]) -> Option<String> {
+    let folder = super::folder_with("model.pt", &archive(pickle));
+    let opened = kernels::Model::open(&ModelPath::FairEsm(folder.path().join("model.pt")));
+    opened.err().map(|error| actors::error_chain(&error))
+}
+
 /// Storages in the archive, enough for two layers.
 const STORAGES: usize = 40;
 /// Bytes of each, as many as the largest tensor takes in f32.
@@ -105,7 +112,7 @@ fn shapes() -> Vec<(String, Vec<usize>)> {
 }
 
 /// The pickle of a one-layer model, as `torch.save` writes it but for its memo.
-fn pickle(with_arguments: bool) -> Vec<u8> {
+pub fn pickle(with_arguments: bool) -> Vec<u8> {
     let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
     let tuple = |numbers: &[usize]| {
         let numbers: Vec<u8> = numbers.iter().flat_map(|&number| [b'K', number as u8]).collect();
