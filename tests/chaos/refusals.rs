@@ -193,7 +193,7 @@ fn a_session_that_hangs_is_refused_and_ended() {
     let stderr = input.job.at("hang.stderr");
     let mut command = input.job.command_into("hang");
     command.env("VIRNUCPRO_SIM", "fault=load-hang");
-    let deadlines = Deadlines { end: Duration::from_millis(700), leave: Duration::ZERO };
+    let deadlines = Deadlines { end: Duration::from_millis(700), leave: None };
     let refused = session::run(&mut command, &[], Duration::from_millis(100), &stderr, deadlines);
     assert_eq!(refused.err().as_deref(), Some("it has not ended after 700ms"));
     // Killed ones take a moment to be gone.
@@ -208,7 +208,7 @@ fn a_worker_that_is_left_behind_is_refused() {
     let stderr = folder.path().join("stderr");
     let mut command = Command::new("sh");
     command.args(["-c", "sleep 60 & exit 0"]);
-    let deadlines = Deadlines { end: Duration::from_secs(30), leave: Duration::from_millis(100) };
+    let deadlines = Deadlines { end: Duration::from_secs(30), leave: Some(Duration::from_millis(100)) };
     let refused =
         session::run(&mut command, &[], Duration::from_millis(100), &stderr, deadlines).err().unwrap();
     assert!(refused.starts_with("workers outlive their orchestrator"), "{refused}");

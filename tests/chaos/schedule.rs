@@ -1,6 +1,7 @@
 //! What a seed does to a run: its input, its sessions, and the faults of each.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -14,6 +15,9 @@ use crate::toll::Kind;
 const DISTURBED_SESSIONS_MAX: u64 = 3;
 /// Restarts that no session's faults use up.
 const RESTARTS_PLENTY: u32 = 40;
+/// Whether a session waits for room also for `run.json` and `failed.tsv` at its start and end. While it does not, the
+/// limit on file sizes leaves room for them and strikes parts only.
+const SMALL_FILES_MEET_LIMITS: bool = false;
 /// The shortest silence of a worker that counts as a hang, whatever the job says.
 const HANG_MS: u64 = 1000;
 
@@ -61,6 +65,8 @@ pub(crate) struct Session {
     /// For `VIRNUCPRO_FAULTS`.
     pub(crate) faults: String,
     pub(crate) acts: Vec<Planned>,
+    /// The next session starts while workers of this one may still be leaving.
+    pub(crate) is_followed_at_once: bool,
     /// Kinds of fault in it that leave a trace in what the program says.
     pub(crate) kinds: Vec<Kind>,
 }
@@ -160,8 +166,11 @@ impl<'a> Drawing<'a> {
             self.kill_orchestrator();
         }
         if self.input.is_wide && self.one_in(2) {
-            self.full_disk();
+            self.full_disk(24 * 1024..40 * 1024);
+        } else if SMALL_FILES_MEET_LIMITS && self.one_in(5) {
+            self.full_disk(0..8 * 1024);
         }
+        self.session.is_followed_at_once = self.one_in(2);
         self.set("restart.restarts_per_device_max", self.restarts_max);
         if self.watches {
             self.set("restart.hang_ms", HANG_MS);
@@ -219,7 +228,7 @@ impl<'a> Drawing<'a> {
         }
         if self.one_in(12) {
             let device = self.random.within(0..4);
-            self.set("restart.load_ms_max", 700);
+            self.set("restart.load_ms_max", 1200);
             // The others are slow enough to leave work for its second start, and to have it noticed at all.
             self.session.simulation.push("slow=6".to_owned());
             self.simulate(Kind::LoadHangs, format!("fault=load-hang@device:{device},generation:0"));
@@ -263,6 +272,12 @@ impl<'a> Drawing<'a> {
 
     /// A point of the orchestrator at which it fails.
     fn point(&mut self) {
+        if self.one_in(6) {
+            let number = self.random.within(0..60);
+            self.session.faults = format!("file-operation:{number}=abort");
+            self.session.kinds.push(Kind::OrchestratorAborted);
+            return;
+        }
         const POINTS: [(Kind, &str, u64); 9] = [
             (Kind::SupervisorPanicked, "supervisor", 30),
             (Kind::ReaderPanicked, "reader", 6),
@@ -334,10 +349,10 @@ impl<'a> Drawing<'a> {
         }
     }
 
-    /// No room for a part, but for everything else.
-    fn full_disk(&mut self) {
+    /// No room for files of this size, for a while.
+    fn full_disk(&mut self, bytes: Range<u64>) {
         self.session.kinds.push(Kind::DiskFull);
-        let bytes = self.random.within(24..40) * 1024;
+        let bytes = self.random.within(bytes);
         let permille = self.plan(0, Act::LimitFiles(bytes));
         if self.one_in(3) {
             let (ends, pause) = (self.one_in(2), self.random.within(100..500));
@@ -364,7 +379,8 @@ impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {}, input {}:", self.seed, self.input_name)?;
         for (number, session) in self.sessions.iter().enumerate() {
-            let Session { damage, settings, simulation, faults, acts, kinds: _ } = session;
+            let Session { damage, settings, simulation, faults, acts, is_followed_at_once, kinds: _ } =
+                session;
             writeln!(f, "  session {number}")?;
             for damage in damage {
                 writeln!(f, "    before: {damage:?}")?;
@@ -378,6 +394,9 @@ impl fmt::Display for Schedule {
             }
             for Planned { permille, then_ms, act } in acts {
                 writeln!(f, "    at {permille} thousandths of the usual time + {then_ms} ms: {act:?}")?;
+            }
+            if *is_followed_at_once {
+                writeln!(f, "    the next one starts at once")?;
             }
         }
         Ok(())

@@ -17,13 +17,13 @@ use crate::watching::{self, MARK};
 pub(crate) struct Deadlines {
     /// From its start to its end, unless it is killed before.
     pub(crate) end: Duration,
-    /// From its end to that of its last worker.
-    pub(crate) leave: Duration,
+    /// From its end to that of its last worker; none if that is looked at later.
+    pub(crate) leave: Option<Duration>,
 }
 
 /// No session takes a third of it: past it the program hangs. Slow machines need the room.
 pub(crate) const DEADLINES: Deadlines =
-    Deadlines { end: Duration::from_secs(60), leave: Duration::from_secs(15) };
+    Deadlines { end: Duration::from_secs(60), leave: Some(Duration::from_secs(15)) };
 /// Time between two looks.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -37,14 +37,18 @@ pub(crate) struct Ended {
     pub(crate) signals: Vec<Signal>,
 }
 
-/// A session that is going on; no process of it is left when it is dropped.
+/// A session that is going on; no process of it is left when it is dropped before its end.
 struct Going<'a> {
     child: Child,
     mark: &'a str,
+    has_ended: bool,
 }
 
 impl Drop for Going<'_> {
     fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         for id in watching::living(self.mark) {
@@ -67,7 +71,7 @@ pub(crate) fn run(
     let mark = stderr.display().to_string();
     command.env(MARK, &mark).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(stderr).unwrap());
     let started = Instant::now();
-    let mut going = Going { child: command.spawn().unwrap(), mark: &mark };
+    let mut going = Going { child: command.spawn().unwrap(), mark: &mark, has_ended: false };
     let mut planned: Vec<(Duration, Act)> = acts.iter().map(|act| (act.moment(usual), act.act)).collect();
     planned.sort_by_key(|(moment, _)| *moment);
     let (mut struck, mut signals) = (Vec::new(), Vec::new());
@@ -88,7 +92,12 @@ pub(crate) fn run(
         }
         std::thread::sleep(POLL);
     };
-    going.wait_for_workers(deadlines.leave)?;
+    // A worker that is suspended cannot leave.
+    going.continue_workers();
+    if let Some(deadline) = deadlines.leave {
+        wait_for_workers(&mark, deadline)?;
+    }
+    going.has_ended = true;
     let stderr = String::from_utf8_lossy(&std::fs::read(stderr).unwrap()).into_owned();
     Ok(Ended { status, stderr, struck, signals })
 }
@@ -153,22 +162,24 @@ impl Going<'_> {
             watching::signal(id, self.mark, Signal::CONT);
         }
     }
+}
 
-    /// Once the orchestrator has ended, its workers leave by themselves.
-    fn wait_for_workers(&self, deadline: Duration) -> Result<(), String> {
-        let ended = Instant::now();
-        // One that is suspended cannot leave.
-        self.continue_workers();
-        loop {
-            let workers = self.workers();
-            if workers.is_empty() {
-                return Ok(());
-            }
-            if ended.elapsed() > deadline {
-                return Err(format!("workers outlive their orchestrator: {workers:?}"));
-            }
-            std::thread::sleep(POLL);
+/// Waits until the session whose standard error is the file `mark` has no process any more: once the orchestrator has
+/// ended, its workers leave by themselves.
+///
+/// # Errors
+/// They do not.
+pub(crate) fn wait_for_workers(mark: &str, deadline: Duration) -> Result<(), String> {
+    let started = Instant::now();
+    loop {
+        let workers = watching::living(mark);
+        if workers.is_empty() {
+            return Ok(());
         }
+        if started.elapsed() > deadline {
+            return Err(format!("workers outlive their orchestrator: {workers:?}"));
+        }
+        std::thread::sleep(POLL);
     }
 }
 

@@ -3,14 +3,20 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::comparison;
 use crate::input::{Input, Undisturbed};
 use crate::outcome::{Outcome, manifest};
 use crate::schedule::{Schedule, Session};
-use crate::session::{self, DEADLINES, End, Expectation};
+use crate::session::{self, DEADLINES, Deadlines, End, Expectation};
 use crate::toll::{Kind, Toll};
 
+/// Whether a run that was killed while it started a worker never keeps its successor out. While it may, the
+/// successor tries again for [`LINGERING_LOCK_MAX`].
+const A_DEAD_RUN_NEVER_HOLDS_THE_LOCK: bool = false;
+/// A process between its start and its program's lives only for a moment.
+const LINGERING_LOCK_MAX: Duration = Duration::from_secs(5);
 /// Lines of standard error that a failure shows.
 const TAIL_LINES: usize = 40;
 
@@ -65,6 +71,8 @@ pub(crate) struct Trial<'a> {
     input: &'a Input,
     undisturbed: &'a Undisturbed,
     name: &'a str,
+    /// Files of standard error, the marks of the sessions so far.
+    marks: Vec<String>,
     /// Parts that were damaged and not yet written again.
     damaged: BTreeSet<String>,
 }
@@ -72,7 +80,7 @@ pub(crate) struct Trial<'a> {
 impl<'a> Trial<'a> {
     /// The result folder `name` of an input, which need not be there yet.
     pub(crate) fn new(input: &'a Input, name: &'a str) -> Self {
-        Self { input, undisturbed: input.undisturbed(), name, damaged: BTreeSet::new() }
+        Self { input, undisturbed: input.undisturbed(), name, marks: Vec::new(), damaged: BTreeSet::new() }
     }
 
     fn session(&mut self, session: &Session, stderr: &Path, toll: &mut Toll) -> Result<(), String> {
@@ -92,7 +100,19 @@ impl<'a> Trial<'a> {
         command.env("VIRNUCPRO_FAULTS", &session.faults);
         let usual = self.undisturbed.usual;
         toll.sessions += 1;
-        let ended = session::run(&mut command, &session.acts, usual, stderr, DEADLINES)?;
+        self.marks.push(stderr.display().to_string());
+        let leave = DEADLINES.leave.filter(|_| !session.is_followed_at_once);
+        let deadlines = Deadlines { leave, ..DEADLINES };
+        let first_try = Instant::now();
+        let ended = loop {
+            let ended = session::run(&mut command, &session.acts, usual, stderr, deadlines)?;
+            let is_kept_out =
+                ended.status.code() == Some(2) && ended.stderr.contains("another run is writing");
+            let may_be = !A_DEAD_RUN_NEVER_HOLDS_THE_LOCK && first_try.elapsed() < LINGERING_LOCK_MAX;
+            if !(is_kept_out && may_be) {
+                break ended;
+            }
+        };
         let expectation = Expectation { exit_code: self.undisturbed.exit_code, planned: &session.kinds };
         let end = session::judge(&ended, &expectation)?;
         self.count(session, &ended, toll);
@@ -171,6 +191,9 @@ impl<'a> Trial<'a> {
     /// # Errors
     /// It does not.
     pub(crate) fn finish(&self, verify: bool) -> Result<(), String> {
+        for mark in &self.marks {
+            session::wait_for_workers(mark, DEADLINES.leave.unwrap_or_default())?;
+        }
         let folder = self.input.job.at(self.name);
         let left = comparison::temporary_files(&folder);
         if !left.is_empty() {
