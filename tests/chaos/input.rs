@@ -10,6 +10,9 @@ use crate::proteins::{Random, fasta, residues};
 /// Moments are drawn in parts of a run's usual time; shorter runs are measured too roughly.
 const USUAL_MIN: Duration = Duration::from_millis(100);
 
+/// Runs of which the quickest tells how long a run takes; they must agree, too.
+const USUAL_RUNS: u32 = 3;
+
 /// A job, and what is wrong with its input for any device that tries: those sequences end in `failed.tsv`.
 pub(crate) struct Input {
     pub(crate) name: &'static str,
@@ -87,14 +90,20 @@ impl Input {
     /// What a run without faults does.
     pub(crate) fn undisturbed(&self) -> &Undisturbed {
         self.undisturbed.get_or_init(|| {
-            let mut command = self.job.command_into("undisturbed");
-            command.env("VIRNUCPRO_SIM", format!("latency_us_per_batch=5000;{}", self.poison));
-            let finished = crate::process::run(&mut command);
-            let exit_code = finished.code();
-            let expected = if self.poison.contains("ordinal") { 3 } else { 0 };
-            assert_eq!(exit_code, expected, "{}:\n{}", self.name, finished.stderr);
-            let usual = finished.elapsed.max(USUAL_MIN);
-            Undisturbed { outcome: self.job.outcome("undisturbed"), exit_code, usual }
+            let exit_code = if self.poison.contains("ordinal") { 3 } else { 0 };
+            // The machine may be busy just now: the quickest counts.
+            let usual = (0..USUAL_RUNS).map(|number| {
+                let mut command = self.job.command_into(&format!("undisturbed-{number}"));
+                command.env("VIRNUCPRO_SIM", format!("latency_us_per_batch=5000;{}", self.poison));
+                crate::process::run(&mut command).expect(exit_code).elapsed
+            });
+            let usual = usual.min().unwrap_or_default().max(USUAL_MIN);
+            let outcome = self.job.outcome("undisturbed-0");
+            for number in 1..USUAL_RUNS {
+                let again = self.job.outcome(&format!("undisturbed-{number}"));
+                assert_eq!(crate::comparison::difference(&outcome, &again), None, "{}", self.name);
+            }
+            Undisturbed { outcome, exit_code, usual }
         })
     }
 }

@@ -63,7 +63,7 @@ fn drop_last_row(path: &Path) {
 fn a_result_that_is_wrong_in_any_way_is_refused() {
     let input = input();
     let undisturbed = input.undisturbed();
-    let whole = input.job.at("undisturbed");
+    let whole = input.job.at("undisturbed-0");
     let folder = input.job.at("spoilt");
     let judge = |spoil: &dyn Fn(&Path)| {
         let _ = fs::remove_dir_all(&folder);
@@ -179,11 +179,11 @@ fn a_result_that_is_wrong_in_any_way_is_refused() {
 fn a_commit_that_was_taken_back_is_refused() {
     let input = input();
     input.undisturbed();
-    let folder = input.job.at("undisturbed");
+    let folder = input.job.at("undisturbed-0");
     let mut before = committed(&folder);
     assert_eq!(before.len(), 5);
     before.insert("part-00005.parquet".to_owned());
-    let refused = Trial::new(&input, "undisturbed").check(&before).unwrap_err();
+    let refused = Trial::new(&input, "undisturbed-0").check(&before).unwrap_err();
     assert!(refused.contains("committed before, no longer: [\"part-00005.parquet\"]"), "{refused}");
 }
 

@@ -12,7 +12,7 @@ use crate::proteins::Random;
 use crate::toll::Kind;
 
 /// Sessions with faults; one without follows.
-const DISTURBED_SESSIONS_MAX: u64 = 3;
+const DISTURBED_SESSIONS_MAX: u64 = 4;
 /// Restarts that no session's faults use up.
 const RESTARTS_PLENTY: u32 = 40;
 /// Whether a session waits for room also for `run.json` and `failed.tsv` at its start and end. While it does not, the
@@ -196,7 +196,7 @@ impl<'a> Drawing<'a> {
     }
 
     fn engine_faults(&mut self) {
-        if !self.input.is_lethal && self.one_in(25) {
+        if !self.input.is_lethal && self.one_in(12) {
             // Nothing works: the session ends as soon as it is known.
             let fault = ["fault=exit@batch:0", "fault=load-fail", "fault=lost"];
             let fault = fault[self.random.within(0..3) as usize];
@@ -227,11 +227,10 @@ impl<'a> Drawing<'a> {
             self.simulate(Kind::LoadFails, format!("fault=load-fail@device:{device},generation:0"));
         }
         if self.one_in(12) {
-            let device = self.random.within(0..4);
             self.set("restart.load_ms_max", 1200);
-            // The others are slow enough to leave work for its second start, and to have it noticed at all.
-            self.session.simulation.push("slow=6".to_owned());
-            self.simulate(Kind::LoadHangs, format!("fault=load-hang@device:{device},generation:0"));
+            // One alone is noticed only if the others leave it work for so long.
+            let device = if self.one_in(3) { "device:2," } else { "" };
+            self.simulate(Kind::LoadHangs, format!("fault=load-hang@{device}generation:0"));
         }
     }
 
@@ -246,13 +245,13 @@ impl<'a> Drawing<'a> {
             (Kind::EngineError, "error"),
             (Kind::EngineLost, "lost"),
         ];
-        let (kind, name) = if self.one_in(10) {
+        let (kind, name) = if self.one_in(8) {
             self.watches = true;
             (Kind::EngineHang, "hang")
         } else {
             KINDS[self.random.within(0..KINDS.len() as u64) as usize]
         };
-        let (device, batch) = (self.random.within(0..4), self.random.within(0..5));
+        let (device, batch) = (self.random.within(0..4), self.random.within(0..4));
         let generation = u64::from(self.one_in(8));
         self.simulate(kind, format!("fault={name}@device:{device},generation:{generation},batch:{batch}"));
     }
@@ -303,18 +302,18 @@ impl<'a> Drawing<'a> {
 
     fn act(&mut self) {
         match self.random.within(0..20) {
-            0..5 => self.kill_orchestrator(),
-            5..10 => {
+            0..3 => self.kill_orchestrator(),
+            3..7 => {
                 let pick = self.random.next();
                 self.plan(0, Act::KillWorker(pick));
             }
-            10..14 => self.signals(),
-            14..16 => {
+            7..13 => self.signals(),
+            13..15 => {
                 let (pick, pause) = (self.random.next(), self.random.within(20..200));
                 let permille = self.plan(0, Act::SuspendWorker(pick));
                 self.plan_at(permille, pause, Act::ContinueWorkers);
             }
-            16..18 => {
+            15..17 => {
                 if !self.has(Kind::EngineHang) {
                     let (pick, pause) = (self.random.next(), HANG_MS + 1500);
                     self.watches = true;
@@ -365,7 +364,7 @@ impl<'a> Drawing<'a> {
     }
 
     fn plan(&mut self, then_ms: u64, act: Act) -> u64 {
-        let permille = self.random.within(0..1200);
+        let permille = self.random.within(0..1000);
         self.plan_at(permille, then_ms, act);
         permille
     }
