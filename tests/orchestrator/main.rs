@@ -6,7 +6,6 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-mod actors;
 mod changed;
 mod commands;
 mod configuration;
@@ -23,6 +22,7 @@ mod kill;
 mod lock;
 mod memory;
 mod outcome;
+mod panics;
 mod poison;
 mod process;
 mod proteins;
