@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use actors::fasta::{RecordStream, Source};
 use actors::packing::{Fill, PackingPlan, pack};
-use actors::segment::{SegmentCutter, SegmentLimits};
+use actors::segment::{PreparedSegment, SegmentCutter, SegmentLimits};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut plan = PackingPlan { token_budget: 16_384, window_sequences: 2000 };
@@ -64,9 +64,8 @@ fn token_counts(file: &str) -> Result<Vec<Vec<u32>>, Box<dyn Error>> {
     let mut cutter = SegmentCutter::new(stream, limits);
     let mut segments = Vec::new();
     while let Some(segment) = cutter.next_segment(&|| false)? {
-        let (_, distinct) = segment.distinct_sequences();
-        let tokens = |&position: &u32| segment.records[position as usize].residues.len() as u32 + 2;
-        segments.push(distinct.iter().map(tokens).collect());
+        let prepared = PreparedSegment::new(segment);
+        segments.push(prepared.token_counts());
     }
     Ok(segments)
 }

@@ -3,7 +3,7 @@
 use actors::SEGMENTS_OPEN_MAX;
 use actors::fasta::{RecordStream, Survey};
 use actors::packing::{Fill, pack};
-use actors::segment::SegmentCutter;
+use actors::segment::{PreparedSegment, SegmentCutter};
 use config::Job;
 use kernels::Pooling;
 use serde::Serialize;
@@ -97,11 +97,8 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
     let mut batch_tokens_max = 0;
     let mut cutter = SegmentCutter::new(RecordStream::open(&job.input, &sources)?, limits);
     while let Some(segment) = cutter.next_segment(&|| false)? {
-        let (_, distinct) = segment.distinct_sequences();
-        let token_counts: Vec<u32> = distinct
-            .iter()
-            .map(|&position| segment.records[position as usize].residues.len() as u32 + 2)
-            .collect();
+        let prepared = PreparedSegment::new(segment);
+        let token_counts = prepared.token_counts();
         let batches = pack(&token_counts, packing);
         fill.add_all(&batches, &token_counts, packing.token_budget);
         let tokens =
@@ -112,13 +109,15 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
             operations += token_counts.iter().map(of).sum::<f64>();
         }
         let segment_rows: u64 = match pooling {
-            Pooling::None => segment.records.iter().map(|record| u64::from(record.pooled_residues)).sum(),
-            Pooling::Mean | Pooling::Bos | Pooling::Max => segment.records.len() as u64,
+            Pooling::None => {
+                prepared.segment.records.iter().map(|record| u64::from(record.pooled_residues)).sum()
+            }
+            Pooling::Mean | Pooling::Bos | Pooling::Max => prepared.segment.records.len() as u64,
         };
         rows += segment_rows;
         rows_open = rows_open.max(segment_rows);
         segments += 1;
-        sequences_computed += distinct.len() as u64;
+        sequences_computed += prepared.sequence_count() as u64;
     }
     let float_bytes = match job.output.float {
         config::Float::F32 => 4,

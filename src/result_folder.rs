@@ -64,7 +64,7 @@ impl LockedFolder {
         self.remove_parts_except(&[])?;
         for path in list(&self.folder.state())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.starts_with("failed-") || name.starts_with(".failed-") {
+            if ["failed-", ".failed-", "journal-"].iter().any(|of_segment| name.starts_with(of_segment)) {
                 remove(&path)?;
             }
         }
@@ -78,6 +78,10 @@ impl LockedFolder {
     pub(crate) fn remove_uncommitted(&self, manifest: &Manifest) -> Result<(), Failure> {
         let committed: Vec<String> =
             manifest.segments.keys().map(|&id| ResultFolder::part_name(SegmentId(id))).collect();
+        // A journal is of use until its segment is committed.
+        for &id in manifest.segments.keys() {
+            remove(&self.folder.journal_of(SegmentId(id)))?;
+        }
         self.remove_parts_except(&committed)
     }
 

@@ -252,6 +252,7 @@ fn run_plan(
         hang_max: Duration::from_millis(restart.hang_ms),
         shutdown_grace: Duration::from_millis(restart.shutdown_grace_ms),
         folder: folder.clone(),
+        journal_after: Duration::from_millis(job.output.journal_ms),
         schema: part_schema(job, compute),
         part_metadata: part_metadata(compute, &manifest.model.sha256),
         manifest,

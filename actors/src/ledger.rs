@@ -2,7 +2,7 @@
 //!
 //! Pure: the packer actor owns it and carries out its verdicts. A dead actor's mailbox is discarded
 //! silently, so leases live here and nowhere else. Invariant: each sequence of an open segment is in
-//! exactly one of: a pending batch, a leased batch, done, quarantined.
+//! exactly one of: a pending batch, a leased batch, done, quarantined; or its segment is paused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -231,21 +231,14 @@ impl Ledger {
         self.segments.get(&segment).is_some_and(|entry| entry.unsettled == 0)
     }
 
-    /// Drops a segment whose work is given up for this run; answers for its batches become stale.
-    pub fn forget_segment(&mut self, segment: SegmentId) {
-        let of_segment = |entry: &BatchEntry| entry.segment == segment;
-        for entry in self.batches.values().filter(|entry| of_segment(entry)) {
-            match entry.holder {
-                Some(worker) => {
-                    let device = self.devices.get_mut(&worker.device).expect("it held a batch");
-                    device.held_tokens -= entry.tokens;
-                }
-                None => self.pending_tokens -= entry.tokens,
-            }
+    /// Lends nothing more of a segment in this run; what is lent already may still be completed.
+    pub fn pause_segment(&mut self, segment: SegmentId) {
+        let paused: Vec<_> = self.pending.iter().filter(|&&(of, _, _)| of == segment).copied().collect();
+        for key in paused {
+            self.pending.remove(&key);
+            let entry = self.batches.remove(&key.2).expect("a pending batch is in the ledger");
+            self.pending_tokens -= entry.tokens;
         }
-        self.pending.retain(|&(of, _, _)| of != segment);
-        self.batches.retain(|_, entry| !of_segment(entry));
-        self.segments.remove(&segment);
     }
 
     /// Lends the next batch, oldest segment first, cut to what the device may have at once.
@@ -429,6 +422,11 @@ impl Ledger {
         let mut held: Vec<_> = held.collect();
         held.sort_by_key(|(_, _, entry)| entry.leased_at);
         held.into_iter().map(|(batch, worker, entry)| (batch, worker, entry.segment)).collect()
+    }
+
+    /// Number of batches on loan.
+    pub fn lent_len(&self) -> usize {
+        self.batches.len() - self.pending.len()
     }
 
     /// Batches waiting for a device.

@@ -7,6 +7,7 @@ pub mod fault;
 pub mod files;
 pub mod identity;
 mod inference;
+mod journal;
 pub mod ledger;
 pub mod manifest;
 mod monitor;

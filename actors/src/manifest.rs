@@ -250,6 +250,11 @@ impl ResultFolder {
         self.state().join(format!("failed-{segment}.tsv"))
     }
 
+    /// The embeddings of a segment that is not complete yet.
+    pub fn journal_of(&self, segment: SegmentId) -> PathBuf {
+        self.state().join(format!("journal-{segment}"))
+    }
+
     /// Standard input, kept to be read again.
     pub fn spooled_stdin(&self) -> PathBuf {
         self.state().join("stdin.fasta")
@@ -472,6 +477,7 @@ mod tests {
             model: ModelEntry { source: "sim".to_owned(), sha256: "sim".to_owned(), layers: 0, hidden: 64 },
             devices: vec!["sim:0".to_owned()],
             token_budget: 1000,
+            device_token_budgets: BTreeMap::new(),
             sessions: Vec::new(),
             totals: Totals::default(),
             segments: BTreeMap::new(),

@@ -6,6 +6,7 @@
 //! a slow disk slows the reader, and memory does not depend on the size of the input.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::{Batch, EngineError};
@@ -14,13 +15,14 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use crate::failed::{FailedRecord, Stage};
 use crate::identity::{BatchId, DeviceIndex, SegmentId, Worker};
 use crate::inference::InferenceMessage;
+use crate::journal::Recovered;
 use crate::ledger::{Completion, Lease, Ledger, Verdict};
 use crate::packing::{PackingPlan, pack};
-use crate::reader::ReaderMessage;
-use crate::segment::Segment;
+use crate::reader::{ReadSegment, ReaderMessage};
+use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::{BatchReport, TelemetryMessage};
-use crate::writer::{OpenedSegment, RecordEntry, WriterMessage};
+use crate::writer::{OpenedSegment, WriterMessage};
 
 /// Segments read but not yet committed: one being written, one being computed, one so that devices do
 /// not wait at the boundary. More would only cost memory.
@@ -31,7 +33,7 @@ pub(crate) enum PackerMessage {
     /// Where its partners are; the first message.
     Connect { reader: ActorRef<ReaderMessage>, writer: ActorRef<WriterMessage> },
     /// From the reader: the segment asked for.
-    SegmentRead(Segment),
+    SegmentRead(ReadSegment),
     /// From the reader: there is no further segment.
     InputEnded,
     /// From a device: it has a free slot.
@@ -114,23 +116,8 @@ pub(crate) struct PackerState {
 
 /// What the packer keeps of a segment until it is committed.
 struct OpenSegment {
-    /// Distinct sequences: ordinal of the first record with it, residues, residues to pool.
-    sequences: Vec<DistinctSequence>,
+    prepared: Arc<PreparedSegment>,
     sealed: Option<Instant>,
-}
-
-struct DistinctSequence {
-    ordinal: u64,
-    residues: Vec<u8>,
-    pooled_residues: u32,
-    /// Every record with these residues, for `failed.tsv`: id, file index, line.
-    records: Vec<(u64, String, usize, u64)>,
-}
-
-impl DistinctSequence {
-    fn token_count(&self) -> u32 {
-        self.residues.len() as u32 + 2
-    }
 }
 
 impl Actor for Packer {
@@ -221,7 +208,7 @@ impl Actor for Packer {
                 state.ledger.close_segment(segment);
                 state.open.remove(&segment);
             }
-            PackerMessage::StopWithin(grace) => state.stop_within(grace),
+            PackerMessage::StopWithin(grace) => state.stop_within(grace)?,
         }
         state.lend()?;
         state.ask_reader()?;
@@ -235,34 +222,11 @@ impl PackerState {
         self.writer.as_ref().ok_or_else(|| "the packer is not connected to a writer".into())
     }
 
-    fn open_segment(&mut self, segment: Segment) -> Result<(), ActorProcessingErr> {
-        let id = segment.id;
-        let (sequence_of, distinct) = segment.distinct_sequences();
-        let mut sequences: Vec<DistinctSequence> = distinct
-            .iter()
-            .map(|&position| {
-                let record = &segment.records[position as usize];
-                DistinctSequence {
-                    ordinal: record.ordinal,
-                    residues: record.residues.clone(),
-                    pooled_residues: record.pooled_residues,
-                    records: Vec::new(),
-                }
-            })
-            .collect();
-        let mut records = Vec::with_capacity(segment.records.len());
-        for (record, &sequence) in segment.records.iter().zip(&sequence_of) {
-            let place = (record.ordinal, record.id.clone(), record.file, record.line);
-            sequences[sequence as usize].records.push(place);
-            records.push(RecordEntry {
-                index: record.ordinal,
-                id: record.id.clone(),
-                length: record.residues_in_input,
-                residues: record.residues.len() as u32,
-                sequence,
-            });
-        }
-        let rejected = segment
+    fn open_segment(&mut self, read: ReadSegment) -> Result<(), ActorProcessingErr> {
+        let ReadSegment { prepared, recovered } = read;
+        let id = prepared.segment.id;
+        let rejected = prepared
+            .segment
             .rejected
             .iter()
             .map(|rejected| FailedRecord {
@@ -274,17 +238,31 @@ impl PackerState {
                 reason: rejected.reason.clone(),
             })
             .collect();
+        let trusted_bytes = recovered.trusted_bytes;
         self.writer()?.cast(WriterMessage::Open(OpenedSegment {
-            segment: id,
-            first_index: segment.first_ordinal,
-            records,
-            pooled_residues: sequences.iter().map(|sequence| sequence.pooled_residues).collect(),
+            prepared: prepared.clone(),
             failed: rejected,
+            journal_bytes: trusted_bytes,
         }))?;
-        let token_counts: Vec<u32> = sequences.iter().map(DistinctSequence::token_count).collect();
-        let batches = pack(&token_counts, self.plan);
+        let token_counts = prepared.token_counts();
+        let mut is_recovered = vec![false; token_counts.len()];
+        for &sequence in &recovered.sequences {
+            is_recovered[sequence as usize] = true;
+        }
+        // Packing numbers what it is given from 0.
+        let left: Vec<u32> = (0..token_counts.len() as u32).filter(|&s| !is_recovered[s as usize]).collect();
+        let left_counts: Vec<u32> = left.iter().map(|&s| token_counts[s as usize]).collect();
+        let mut batches = pack(&left_counts, self.plan);
+        for position in batches.iter_mut().flatten() {
+            *position = left[*position as usize];
+        }
         self.ledger.open_segment(id, token_counts, batches);
-        self.open.insert(id, OpenSegment { sequences, sealed: None });
+        self.open.insert(id, OpenSegment { prepared, sealed: None });
+        if !recovered.sequences.is_empty() {
+            tracing::info!(segment = %id, sequences = recovered.sequences.len(), "taken from the journal");
+            let Recovered { sequences, values, .. } = recovered;
+            self.writer()?.cast(WriterMessage::Recovered { segment: id, sequences, values })?;
+        }
         self.seal_if_settled(id)
     }
 
@@ -309,7 +287,7 @@ impl PackerState {
         }
         self.steps += 1;
         let open = &self.open[&segment];
-        let token_counts = sequences.iter().map(|&s| u64::from(open.sequences[s as usize].token_count()));
+        let token_counts = sequences.iter().map(|&s| u64::from(open.prepared.token_count(s)));
         let report = BatchReport {
             device: worker.device,
             sequences: sequences.len() as u64,
@@ -350,14 +328,14 @@ impl PackerState {
         sequence: u32,
         reason: &str,
     ) -> Result<(), ActorProcessingErr> {
-        let records = &self.open[&segment].sequences[sequence as usize].records;
-        let failed: Vec<FailedRecord> = records
-            .iter()
-            .map(|(index, id, file, line)| FailedRecord {
-                index: *index,
-                id: id.clone(),
-                file: self.file_labels[*file].clone(),
-                line: *line,
+        let failed: Vec<FailedRecord> = self.open[&segment]
+            .prepared
+            .records_with(sequence)
+            .map(|record| FailedRecord {
+                index: record.ordinal,
+                id: record.id.clone(),
+                file: self.file_labels[record.file].clone(),
+                line: record.line,
                 stage: Stage::Compute,
                 reason: reason.to_owned(),
             })
@@ -420,8 +398,8 @@ impl PackerState {
                 sequences.push(u64::MAX, b"M", 1);
             }
             for &sequence in &lease.sequences {
-                let sequence = &open.sequences[sequence as usize];
-                sequences.push(sequence.ordinal, &sequence.residues, sequence.pooled_residues);
+                let record = open.prepared.record_with(sequence);
+                sequences.push(record.ordinal, &record.residues, record.pooled_residues);
             }
             self.lent_at.insert(lease.batch, Instant::now());
             let Lease { batch, exact, .. } = lease;
@@ -446,10 +424,9 @@ impl PackerState {
     }
 
     fn report_end(&self) {
-        let all_committed = self.open.is_empty() && self.ledger.pending_len() == 0;
-        let event = if self.stopping && all_committed {
+        let event = if self.stopping && self.is_drained() {
             SupervisorMessage::Drained
-        } else if self.input_ended && all_committed {
+        } else if self.input_ended && self.open.is_empty() && self.ledger.pending_len() == 0 {
             SupervisorMessage::AllCommitted
         } else {
             return;
@@ -457,26 +434,35 @@ impl PackerState {
         let _ = self.supervisor.cast(event);
     }
 
-    /// Keeps working only on segments that can be finished in time, oldest first.
-    fn stop_within(&mut self, grace: Duration) {
+    /// After a stop: nothing is on its way to a device, from it, or to the disk as a part.
+    fn is_drained(&self) -> bool {
+        self.ledger.pending_len() == 0
+            && self.ledger.lent_len() == 0
+            && self.open.values().all(|open| open.sealed.is_none())
+    }
+
+    /// Keeps working only on segments that can be finished in time, oldest first. Of the others the journal
+    /// keeps what there is, the batches in flight included.
+    fn stop_within(&mut self, grace: Duration) -> Result<(), ActorProcessingErr> {
         self.stopping = true;
+        self.writer()?.cast(WriterMessage::KeepOpen)?;
         let elapsed = self.first_lease.map_or(0.0, |start| start.elapsed().as_secs_f64());
         if self.tokens_done == 0 {
             // Nothing tells how long anything takes: the grace time decides.
-            return;
+            return Ok(());
         }
         let tokens_per_s = self.tokens_done as f64 / elapsed.max(1e-6);
         // Writing takes time as well: count on three quarters of the grace time.
         let mut affordable = tokens_per_s * grace.as_secs_f64() * 0.75;
         let open: Vec<(SegmentId, Vec<u32>)> = self.ledger.open_segments().collect();
         for (segment, unsettled) in open {
-            let sequences = &self.open[&segment].sequences;
-            let tokens: u64 = unsettled.iter().map(|&s| u64::from(sequences[s as usize].token_count())).sum();
+            let prepared = &self.open[&segment].prepared;
+            let tokens: u64 = unsettled.iter().map(|&s| u64::from(prepared.token_count(s))).sum();
             affordable -= tokens as f64;
             if tokens > 0 && affordable < 0.0 {
-                self.open.remove(&segment);
-                self.ledger.forget_segment(segment);
+                self.ledger.pause_segment(segment);
             }
         }
+        Ok(())
     }
 }

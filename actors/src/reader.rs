@@ -12,9 +12,17 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::fasta::{FileDigest, FileStamp, InputCounts, InputError, RecordStream, Source};
 use crate::identity::SegmentId;
+use crate::journal::{JournalPlace, Recovered};
 use crate::packer::PackerMessage;
-use crate::segment::{SegmentCutter, SegmentLimits};
+use crate::segment::{PreparedSegment, SegmentCutter, SegmentLimits};
 use crate::supervisor::SupervisorMessage;
+
+/// A segment as the reader hands it over.
+pub(crate) struct ReadSegment {
+    pub(crate) prepared: Arc<PreparedSegment>,
+    /// What an earlier session computed of it.
+    pub(crate) recovered: Recovered,
+}
 
 /// What the reader is told.
 pub(crate) enum ReaderMessage {
@@ -36,6 +44,8 @@ pub(crate) struct ReaderArguments {
     pub(crate) stamps: Vec<FileStamp>,
     pub(crate) limits: SegmentLimits,
     pub(crate) committed: BTreeSet<SegmentId>,
+    /// Where earlier sessions left what they had of segments that they did not commit.
+    pub(crate) journals: JournalPlace,
     pub(crate) packer: ActorRef<PackerMessage>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
 }
@@ -129,7 +139,10 @@ fn read_on_request(arguments: ReaderArguments, requests: &flume::Receiver<()>, s
         }
         match segment {
             Some(segment) => {
-                let _ = arguments.packer.cast(PackerMessage::SegmentRead(segment));
+                let prepared = Arc::new(PreparedSegment::new(segment));
+                let recovered = arguments.journals.recover(&prepared);
+                let _ =
+                    arguments.packer.cast(PackerMessage::SegmentRead(ReadSegment { prepared, recovered }));
             }
             None => {
                 let stream = cutter.items();

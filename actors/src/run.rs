@@ -52,6 +52,8 @@ pub struct RunPlan {
     pub shutdown_grace: Duration,
     /// The result folder.
     pub folder: ResultFolder,
+    /// A segment that has been open for so long is kept in a journal as well.
+    pub journal_after: Duration,
     /// Columns of the parts.
     pub schema: PartSchema,
     /// What the footer of each part says.

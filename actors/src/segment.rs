@@ -53,24 +53,67 @@ impl Segment {
     pub fn record_count(&self) -> u64 {
         (self.records.len() + self.rejected.len()) as u64
     }
+}
 
-    /// Groups records with equal residues.
-    ///
-    /// Returns for each record the number of its sequence, and for each distinct sequence, in order of
-    /// appearance, the first record that has it.
-    pub fn distinct_sequences(&self) -> (Vec<u32>, Vec<u32>) {
-        let mut first_with: HashMap<(&[u8], u32), u32> = HashMap::with_capacity(self.records.len());
-        let mut sequence_of = Vec::with_capacity(self.records.len());
-        let mut distinct = Vec::new();
-        for (position, record) in self.records.iter().enumerate() {
+/// A segment ready for work: records with equal residues share one sequence, which is computed once.
+#[derive(Debug)]
+pub struct PreparedSegment {
+    /// The records.
+    pub segment: Segment,
+    /// For each record the number of its sequence.
+    pub sequence_of: Vec<u32>,
+    /// For each sequence, in order of appearance, the first record that has it.
+    first_with: Vec<u32>,
+}
+
+impl PreparedSegment {
+    /// Groups the records of `segment` by their residues.
+    pub fn new(segment: Segment) -> Self {
+        let mut numbers: HashMap<(&[u8], u32), u32> = HashMap::with_capacity(segment.records.len());
+        let mut sequence_of = Vec::with_capacity(segment.records.len());
+        let mut first_with = Vec::new();
+        for (position, record) in segment.records.iter().enumerate() {
             let key = (record.residues.as_slice(), record.pooled_residues);
-            let sequence = *first_with.entry(key).or_insert_with(|| {
-                distinct.push(position as u32);
-                distinct.len() as u32 - 1
+            let sequence = *numbers.entry(key).or_insert_with(|| {
+                first_with.push(position as u32);
+                first_with.len() as u32 - 1
             });
             sequence_of.push(sequence);
         }
-        (sequence_of, distinct)
+        drop(numbers);
+        Self { segment, sequence_of, first_with }
+    }
+
+    /// Distinct sequences.
+    pub fn sequence_count(&self) -> usize {
+        self.first_with.len()
+    }
+
+    /// The first record with this sequence.
+    pub fn record_with(&self, sequence: u32) -> &Record {
+        &self.segment.records[self.first_with[sequence as usize] as usize]
+    }
+
+    /// Every record with this sequence.
+    pub fn records_with(&self, sequence: u32) -> impl Iterator<Item = &Record> {
+        let records = self.segment.records.iter().zip(&self.sequence_of);
+        records.filter(move |(_, of)| **of == sequence).map(|(record, _)| record)
+    }
+
+    /// Tokens of a sequence, BOS and EOS included.
+    pub fn token_count(&self, sequence: u32) -> u32 {
+        self.record_with(sequence).residues.len() as u32 + 2
+    }
+
+    /// Tokens of every sequence.
+    pub fn token_counts(&self) -> Vec<u32> {
+        (0..self.sequence_count() as u32).map(|sequence| self.token_count(sequence)).collect()
+    }
+
+    /// A digest of the sequences, in order.
+    pub(crate) fn digest(&self) -> u128 {
+        let records = (0..self.sequence_count() as u32).map(|sequence| self.record_with(sequence));
+        crate::journal::digest_of(records.map(|record| (record.residues.as_slice(), record.pooled_residues)))
     }
 }
 
@@ -187,6 +230,10 @@ mod tests {
     fn equal_sequences_are_computed_once() {
         let records = vec![record(0, "MKV"), record(1, "AA"), record(2, "MKV")];
         let segment = Segment { id: SegmentId(0), first_ordinal: 0, records, rejected: vec![] };
-        assert_eq!(segment.distinct_sequences(), (vec![0, 1, 0], vec![0, 1]));
+        let prepared = PreparedSegment::new(segment);
+        assert_eq!((prepared.sequence_of.as_slice(), prepared.sequence_count()), ([0, 1, 0].as_slice(), 2));
+        assert_eq!(prepared.token_counts(), [5, 4]);
+        let with = |sequence| prepared.records_with(sequence).map(|r| r.ordinal).collect::<Vec<_>>();
+        assert_eq!((with(0), with(1)), (vec![0, 2], vec![1]));
     }
 }

@@ -16,6 +16,7 @@ use crate::identity::{DeviceIndex, Generation, Worker};
 use crate::inference::{
     Departure, Inference, InferenceArguments, InferenceMessage, WorkerCommand, WorkerLimits,
 };
+use crate::journal::JournalPlace;
 use crate::manifest::Manifest;
 use crate::monitor::{Monitor, MonitorArguments, MonitorMessage};
 use crate::packer::{Packer, PackerArguments, PackerDevice, PackerMessage, Standing};
@@ -223,6 +224,8 @@ impl Actor for Supervisor {
             telemetry: telemetry.clone(),
         };
         let (packer, _) = Actor::spawn_linked(None, Packer, packer_arguments, link()).await?;
+        let identity = plan.manifest.identity.iter();
+        let journals = JournalPlace::new(plan.folder.clone(), identity, plan.schema);
         let committed = plan.manifest.segments.keys().map(|&id| crate::identity::SegmentId(id)).collect();
         let reader_arguments = ReaderArguments {
             input: plan.input,
@@ -232,6 +235,7 @@ impl Actor for Supervisor {
             stamps: plan.stamps,
             limits: plan.segment_limits,
             committed,
+            journals: journals.clone(),
             packer: packer.clone(),
             supervisor: myself.clone(),
         };
@@ -240,6 +244,8 @@ impl Actor for Supervisor {
             manifest: plan.manifest,
             schema: plan.schema,
             part_metadata: plan.part_metadata,
+            journals,
+            journal_after: plan.journal_after,
             packer: packer.clone(),
             supervisor: myself.clone(),
             telemetry: telemetry.clone(),

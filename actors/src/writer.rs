@@ -14,11 +14,14 @@ use std::time::{Duration, Instant};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::failed::{self, FailedRecord};
+use crate::fasta::Record;
 use crate::identity::SegmentId;
+use crate::journal::{Journal, JournalPlace};
 use crate::manifest::{Manifest, ManifestError, ResultFolder, SegmentEntry, write_whole};
 use crate::obstacle::Obstacle;
 use crate::packer::{PackerMessage, SEGMENTS_OPEN_MAX};
 use crate::part::{self, PartError, PartRow, PartSchema};
+use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::TelemetryMessage;
 
@@ -31,25 +34,11 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 
 /// A segment before its embeddings arrive.
 pub(crate) struct OpenedSegment {
-    pub(crate) segment: SegmentId,
-    pub(crate) first_index: u64,
-    pub(crate) records: Vec<RecordEntry>,
-    /// Residues returned per distinct sequence, if results are per residue.
-    pub(crate) pooled_residues: Vec<u32>,
+    pub(crate) prepared: Arc<PreparedSegment>,
     /// Records left out by the reader.
     pub(crate) failed: Vec<FailedRecord>,
-}
-
-/// One row of a part, before its embedding.
-pub(crate) struct RecordEntry {
-    pub(crate) index: u64,
-    pub(crate) id: String,
-    /// Residues of the record before truncation.
-    pub(crate) length: u32,
-    /// Residues that were run.
-    pub(crate) residues: u32,
-    /// Its distinct sequence.
-    pub(crate) sequence: u32,
+    /// How far the journal of an earlier session is good; 0: there is none.
+    pub(crate) journal_bytes: u64,
 }
 
 /// What the writer is told.
@@ -58,6 +47,10 @@ pub(crate) enum WriterMessage {
     Open(OpenedSegment),
     /// Embeddings of these distinct sequences, rows back to back.
     Deliver { segment: SegmentId, sequences: Vec<u32>, values: Vec<f32> },
+    /// What an earlier session computed of a segment, from its journal.
+    Recovered { segment: SegmentId, sequences: Vec<u32>, values: Vec<f32> },
+    /// The run is being stopped: keep what there is of open segments.
+    KeepOpen,
     /// This sequence will have no embedding.
     SetAside { segment: SegmentId, sequence: u32, failed: Vec<FailedRecord> },
     /// Nothing more comes: commit it. With it, for `run.json`, the token budgets of devices that get less
@@ -118,6 +111,9 @@ pub(crate) struct WriterArguments {
     pub(crate) manifest: Manifest,
     pub(crate) schema: PartSchema,
     pub(crate) part_metadata: BTreeMap<String, String>,
+    pub(crate) journals: JournalPlace,
+    /// When a segment's batches are kept in a journal as well.
+    pub(crate) journal_after: Duration,
     pub(crate) packer: ActorRef<PackerMessage>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
     pub(crate) telemetry: ActorRef<TelemetryMessage>,
@@ -130,6 +126,10 @@ pub(crate) struct Writer;
 pub(crate) struct WriterState {
     schema: PartSchema,
     open: HashMap<SegmentId, Assembly>,
+    journal: Journal,
+    journal_after: Duration,
+    /// The run is being stopped: every open segment is kept.
+    keeping: bool,
     packer: ActorRef<PackerMessage>,
     supervisor: ActorRef<SupervisorMessage>,
     telemetry: ActorRef<TelemetryMessage>,
@@ -147,6 +147,7 @@ struct Assembly {
     starts: Vec<usize>,
     values: Vec<f32>,
     state: Vec<Delivery>,
+    opened_at: Instant,
     /// Of devices that get less than the job's budget, when the segment was complete.
     token_budgets: BTreeMap<String, u32>,
 }
@@ -169,7 +170,15 @@ impl Actor for Writer {
         arguments: WriterArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let WriterArguments {
-            folder, manifest, schema, part_metadata, packer, supervisor, telemetry, ..
+            folder,
+            manifest,
+            schema,
+            part_metadata,
+            journals,
+            packer,
+            supervisor,
+            telemetry,
+            ..
         } = arguments;
         let (sealed, received) = flume::bounded::<Assembly>(SEGMENTS_OPEN_MAX);
         let stop = Arc::new(AtomicBool::new(false));
@@ -184,6 +193,10 @@ impl Actor for Writer {
             started: Instant::now(),
         };
         let manifest_back = arguments.manifest_back;
+        let journal_owner = myself.clone();
+        let journal = Journal::start(journals, move |message| {
+            let _ = journal_owner.cast(WriterMessage::Panicked(message));
+        })?;
         let thread = crate::thread::spawn_watched(
             "writer",
             move || {
@@ -196,6 +209,9 @@ impl Actor for Writer {
         Ok(WriterState {
             schema,
             open: HashMap::new(),
+            journal,
+            journal_after: arguments.journal_after,
+            keeping: false,
             packer,
             supervisor,
             telemetry,
@@ -214,11 +230,25 @@ impl Actor for Writer {
         crate::fault::point("writer");
         match message {
             WriterMessage::Open(opened) => {
-                let segment = opened.segment;
+                if opened.journal_bytes > 0 {
+                    state.journal.continue_from(&opened.prepared, opened.journal_bytes);
+                }
+                let segment = opened.prepared.segment.id;
                 state.open.insert(segment, Assembly::new(opened, &state.schema));
             }
             WriterMessage::Deliver { segment, sequences, values } => {
                 state.assembly(segment)?.deliver(&sequences, &values)?;
+                state.keep(segment, &sequences, &values);
+            }
+            WriterMessage::Recovered { segment, sequences, values } => {
+                state.assembly(segment)?.deliver(&sequences, &values)?;
+            }
+            WriterMessage::KeepOpen => {
+                state.keeping = true;
+                let segments: Vec<SegmentId> = state.open.keys().copied().collect();
+                for segment in segments {
+                    state.keep(segment, &[], &[]);
+                }
             }
             WriterMessage::SetAside { segment, sequence, failed } => {
                 state.assembly(segment)?.set_aside(sequence, failed)?;
@@ -235,6 +265,7 @@ impl Actor for Writer {
             }
             WriterMessage::Committed { segment, rows, records, failed, residues } => {
                 tracing::info!(%segment, rows, failed, "segment committed");
+                state.journal.end(segment);
                 state.packer.cast(PackerMessage::SegmentCommitted(segment))?;
                 state.telemetry.cast(TelemetryMessage::SegmentCommitted { records, failed, residues })?;
             }
@@ -254,6 +285,7 @@ impl Actor for Writer {
         state.stop.store(true, Ordering::Relaxed);
         state.sealed = None;
         crate::thread::join(state.thread.take()).await;
+        state.journal.stop().await;
         Ok(())
     }
 }
@@ -262,21 +294,57 @@ impl WriterState {
     fn assembly(&mut self, segment: SegmentId) -> Result<&mut Assembly, ActorProcessingErr> {
         self.open.get_mut(&segment).ok_or_else(|| format!("segment {segment} is not open").into())
     }
+
+    /// Gives the journal what was just delivered; and what was before, if it is time to begin one.
+    fn keep(&mut self, segment: SegmentId, sequences: &[u32], values: &[f32]) {
+        let Some(assembly) = self.open.get(&segment) else { return };
+        let prepared = &assembly.opened.prepared;
+        if self.journal.keeps(segment) {
+            if !sequences.is_empty() {
+                self.journal.append(prepared, sequences, values);
+            }
+        } else if self.keeping || assembly.opened_at.elapsed() >= self.journal_after {
+            let (sequences, values) = assembly.delivered();
+            if !sequences.is_empty() {
+                self.journal.append(prepared, &sequences, &values);
+            }
+        }
+    }
 }
 
 impl Assembly {
     fn new(opened: OpenedSegment, schema: &PartSchema) -> Self {
-        let rows = |pooled: u32| if schema.per_residue { pooled as usize } else { 1 };
-        let mut starts = Vec::with_capacity(opened.pooled_residues.len() + 1);
+        let sequences = opened.prepared.sequence_count();
+        let mut starts = Vec::with_capacity(sequences + 1);
         let mut end = 0;
         starts.push(end);
-        for &pooled in &opened.pooled_residues {
-            end += rows(pooled) * schema.hidden;
+        for sequence in 0..sequences as u32 {
+            let pooled = opened.prepared.record_with(sequence).pooled_residues as usize;
+            end += if schema.per_residue { pooled } else { 1 } * schema.hidden;
             starts.push(end);
         }
-        let state = vec![Delivery::Awaited; opened.pooled_residues.len()];
-        let token_budgets = BTreeMap::new();
-        Self { opened, hidden: schema.hidden, starts, values: vec![0.0; end], state, token_budgets }
+        Self {
+            opened,
+            hidden: schema.hidden,
+            starts,
+            values: vec![0.0; end],
+            state: vec![Delivery::Awaited; sequences],
+            opened_at: Instant::now(),
+            token_budgets: BTreeMap::new(),
+        }
+    }
+
+    fn id(&self) -> SegmentId {
+        self.opened.prepared.segment.id
+    }
+
+    /// Everything delivered so far: sequences and their rows, back to back.
+    fn delivered(&self) -> (Vec<u32>, Vec<f32>) {
+        let delivered = |sequence: &u32| self.state[*sequence as usize] == Delivery::Delivered;
+        let sequences: Vec<u32> = (0..self.state.len() as u32).filter(delivered).collect();
+        let places = sequences.iter().map(|&s| self.starts[s as usize]..self.starts[s as usize + 1]);
+        let values = places.flat_map(|place| &self.values[place]).copied().collect();
+        (sequences, values)
     }
 
     fn deliver(&mut self, sequences: &[u32], values: &[f32]) -> Result<(), String> {
@@ -285,7 +353,7 @@ impl Assembly {
             let place = self.starts[sequence as usize]..self.starts[sequence as usize + 1];
             let (own, others) = rest
                 .split_at_checked(place.len())
-                .ok_or_else(|| format!("segment {}: fewer values than rows", self.opened.segment))?;
+                .ok_or_else(|| format!("segment {}: fewer values than rows", self.id()))?;
             self.values[place].copy_from_slice(own);
             rest = others;
             self.settle(sequence, Delivery::Delivered)?;
@@ -293,7 +361,7 @@ impl Assembly {
         if rest.is_empty() {
             Ok(())
         } else {
-            Err(format!("segment {}: more values than rows of {}", self.opened.segment, self.hidden))
+            Err(format!("segment {}: more values than rows of {}", self.id(), self.hidden))
         }
     }
 
@@ -305,7 +373,7 @@ impl Assembly {
     fn settle(&mut self, sequence: u32, delivery: Delivery) -> Result<(), String> {
         let state = &mut self.state[sequence as usize];
         if *state != Delivery::Awaited {
-            return Err(format!("segment {}: sequence {sequence} arrived twice", self.opened.segment));
+            return Err(format!("segment {}: sequence {sequence} arrived twice", self.id()));
         }
         *state = delivery;
         Ok(())
@@ -314,28 +382,25 @@ impl Assembly {
     fn check_complete(&self) -> Result<(), String> {
         match self.state.iter().position(|&state| state == Delivery::Awaited) {
             None => Ok(()),
-            Some(sequence) => {
-                Err(format!("segment {}: sequence {sequence} never arrived", self.opened.segment))
-            }
+            Some(sequence) => Err(format!("segment {}: sequence {sequence} never arrived", self.id())),
         }
     }
 
-    fn delivered_records(&self) -> impl Iterator<Item = &RecordEntry> {
-        self.opened
-            .records
-            .iter()
-            .filter(|record| self.state[record.sequence as usize] == Delivery::Delivered)
+    /// Records with an embedding, each with its sequence.
+    fn delivered_records(&self) -> impl Iterator<Item = (&Record, usize)> {
+        let prepared = &self.opened.prepared;
+        let records = prepared.segment.records.iter().zip(&prepared.sequence_of);
+        records
+            .map(|(record, &sequence)| (record, sequence as usize))
+            .filter(|(_, sequence)| self.state[*sequence] == Delivery::Delivered)
     }
 
     fn rows(&self) -> impl Iterator<Item = PartRow<'_>> {
-        self.delivered_records().map(|record| {
-            let sequence = record.sequence as usize;
-            PartRow {
-                index: record.index,
-                id: &record.id,
-                length: record.length,
-                embedding: &self.values[self.starts[sequence]..self.starts[sequence + 1]],
-            }
+        self.delivered_records().map(|(record, sequence)| PartRow {
+            index: record.ordinal,
+            id: &record.id,
+            length: record.residues_in_input,
+            embedding: &self.values[self.starts[sequence]..self.starts[sequence + 1]],
         })
     }
 }
@@ -409,21 +474,22 @@ impl Committer {
     }
 
     fn commit(&mut self, assembly: &Assembly) -> Result<WriterMessage, WriteError> {
-        let OpenedSegment { segment, first_index, records, failed, .. } = &assembly.opened;
-        let part = ResultFolder::part_name(*segment);
+        let OpenedSegment { prepared, failed, .. } = &assembly.opened;
+        let (segment, records) = (prepared.segment.id, &prepared.segment.records);
+        let part = ResultFolder::part_name(segment);
         let path = self.folder.0.join(&part);
         let summary = part::write_part(&path, &self.schema, &self.part_metadata, assembly.rows())?;
         if !failed.is_empty() {
-            let path = self.folder.failed_of(*segment);
+            let path = self.folder.failed_of(segment);
             write_whole(&path, failed::to_lines(failed.clone()).as_bytes())
                 .map_err(|source| WriteError::Failed { path, source })?;
         }
         // Every record of the segment is a row or failed; the packer's rejected ones are in `failed`.
-        let residues = assembly.delivered_records().map(|record| u64::from(record.residues)).sum();
-        let set_aside = assembly.opened.records.len() as u64 - summary.rows;
+        let residues = assembly.delivered_records().map(|(record, _)| record.residues.len() as u64).sum();
+        let set_aside = records.len() as u64 - summary.rows;
         let rejected = failed.len() as u64 - set_aside;
         let entry = SegmentEntry {
-            first_index: *first_index,
+            first_index: prepared.segment.first_ordinal,
             records: records.len() as u64 + rejected,
             rows: summary.rows,
             failed: failed.len() as u64,
@@ -433,14 +499,14 @@ impl Committer {
             sha256: summary.checksum.to_string(),
         };
         let message = WriterMessage::Committed {
-            segment: *segment,
+            segment,
             rows: entry.rows,
             records: entry.records,
             failed: entry.failed,
             residues,
         };
         let mut manifest = self.manifest.clone();
-        manifest.commit(*segment, entry);
+        manifest.commit(segment, entry);
         manifest.device_token_budgets.clone_from(&assembly.token_budgets);
         if let Some(session) = manifest.sessions.last_mut() {
             session.elapsed_s = self.started.elapsed().as_secs_f64();
@@ -454,22 +520,22 @@ impl Committer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment::Segment;
 
     fn assembly() -> Assembly {
-        let record = |index, sequence| RecordEntry {
-            index,
-            id: format!("r{index}"),
-            length: 3,
-            residues: 3,
-            sequence,
+        let record = |ordinal, residues: &str| Record {
+            ordinal,
+            id: format!("r{ordinal}"),
+            residues: residues.into(),
+            pooled_residues: 3,
+            residues_in_input: 3,
+            file: 0,
+            line: 1,
         };
-        let opened = OpenedSegment {
-            segment: SegmentId(0),
-            first_index: 0,
-            records: vec![record(0, 0), record(1, 1), record(2, 0)],
-            pooled_residues: vec![3, 3],
-            failed: vec![],
-        };
+        let records = vec![record(0, "MKV"), record(1, "AAA"), record(2, "MKV")];
+        let segment = Segment { id: SegmentId(0), first_ordinal: 0, records, rejected: vec![] };
+        let prepared = Arc::new(PreparedSegment::new(segment));
+        let opened = OpenedSegment { prepared, failed: vec![], journal_bytes: 0 };
         Assembly::new(opened, &PartSchema { hidden: 2, float: config::Float::F32, per_residue: false })
     }
 

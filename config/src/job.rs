@@ -208,6 +208,8 @@ pub struct Output {
     pub segment_sequences: u32,
     /// Stored number type.
     pub float: Float,
+    /// A segment that has been open for so long is kept in a journal as well, milliseconds.
+    pub journal_ms: u64,
 }
 
 /// File format of the embeddings.

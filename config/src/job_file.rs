@@ -125,6 +125,15 @@ pub struct OutputTable {
     /// Stored number type.
     #[serde(default)]
     pub float: Float,
+    /// A segment that has been open for so long is kept in a journal as well, milliseconds: the most work that
+    /// a killed run loses.
+    #[serde(default = "journal_ms_default")]
+    #[schemars(range(min = limits::JOURNAL_MS.min, max = limits::JOURNAL_MS.max))]
+    pub journal_ms: i64,
+}
+
+fn journal_ms_default() -> i64 {
+    30_000
 }
 
 fn segment_sequences_default() -> i64 {
@@ -434,6 +443,7 @@ impl From<&Job> for JobFile {
                 format: job.output.format,
                 segment_sequences: job.output.segment_sequences.into(),
                 float: job.output.float,
+                journal_ms: number(job.output.journal_ms),
             },
             devices: DevicesTable {
                 r#use: match &job.devices.choice {

@@ -69,6 +69,8 @@ pub(crate) const TOKEN_BUDGET: Limit = Limit::new(64, 16_777_216);
 pub(crate) const BUFFER_SEQUENCES: Limit = Limit::new(1, 1_000_000);
 /// Rows of one part file, lost and computed again after a crash: 1 Mi rows of 2,560 numbers are 10 GiB.
 pub(crate) const SEGMENT_SEQUENCES: Limit = Limit::new(1, 1_048_576);
+/// 0: every batch is kept at once, which costs as much writing again as the results.
+pub(crate) const JOURNAL_MS: Limit = Limit::new(0, DAY_MS);
 /// The largest machines have fewer hardware threads.
 pub(crate) const THREADS: Limit = Limit::new(1, 4_096);
 /// Simulated devices each take a process; more than 64 test nothing new.

@@ -187,11 +187,13 @@ impl Resolver<'_> {
         }
         let segment_sequences =
             self.number("output.segment_sequences", typed.segment_sequences, limits::SEGMENT_SEQUENCES);
+        let journal_ms = self.number("output.journal_ms", typed.journal_ms, limits::JOURNAL_MS);
         Some(Output {
             directory: directory?,
             format: typed.format,
             segment_sequences: segment_sequences?,
             float: typed.float,
+            journal_ms: journal_ms?,
         })
     }
 

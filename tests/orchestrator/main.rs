@@ -18,6 +18,7 @@ mod faults;
 mod golden;
 mod input;
 mod job;
+mod journal;
 mod kill;
 mod lock;
 mod memory;

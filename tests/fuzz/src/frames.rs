@@ -65,13 +65,22 @@ pub fn seeds() -> Vec<Vec<u8>> {
         EngineDescription { name: "cpu".to_owned(), hidden: 4, weights_bytes: 1, bytes_per_token: 2 };
     let seed = |side: u8, frames: &[Vec<u8>]| [&[side][..], &frames.concat()].concat();
     vec![
-        seed(0, &[encoded(&ToWorker::Run { batch, sequences }, &[]), encoded(&ToWorker::Shutdown, &[])]),
+        seed(
+            0,
+            &[
+                encoded(&ToWorker::Run { batch, sequences, exact: true }, &[]),
+                encoded(&ToWorker::Shutdown, &[]),
+            ],
+        ),
         seed(
             1,
             &[
                 encoded(&FromWorker::Ready { version: 1, description }, &[]),
                 encoded(&FromWorker::Heartbeat { ticks: 300 }, &[]),
-                encoded(&FromWorker::Completed { batch, compute_us: 5 }, &[1.5, -0.0, f32::NAN]),
+                encoded(
+                    &FromWorker::Completed { batch, compute_us: 5, memory: Some(0.5) },
+                    &[1.5, -0.0, f32::NAN],
+                ),
                 encoded(
                     &FromWorker::Failed { batch, error: EngineError::NonFinite { sequences: vec![1, 2] } },
                     &[],

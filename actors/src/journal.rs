@@ -1,0 +1,457 @@
+//! Embeddings of segments that are not complete yet, kept in `.state/journal-NNNNN` so that a session that
+//! ends between two commits loses no more than the batches in flight.
+//!
+//! A part is written only when its segment is complete, which on slow devices takes hours. So the writer
+//! actor hands what arrives to a [`Journal`] too, once a segment has been open for long or the run is being
+//! stopped; a fast run never writes one. The reader reads it back when it comes to the segment again. The
+//! file is appended to and never trusted further than its checksums reach:
+//!
+//! ```text
+//! header   magic 8 bytes │ identity u128 │ content u128 │ hidden u32 │ sequences u32
+//! frame    n u32 │ m u32 │ n sequence numbers u32 │ m values f32 │ xxh3 of the frame so far u64
+//! ```
+//!
+//! Numbers are little-endian. `identity` is the job's, `content` the segment's sequences': a journal of
+//! other ones is no use. It is not synced while the run goes on: `kill -9` loses nothing that was written,
+//! a power cut at most the frames that had not reached the disk.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::identity::SegmentId;
+use crate::manifest::ResultFolder;
+use crate::part::PartSchema;
+use crate::segment::PreparedSegment;
+
+const MAGIC: &[u8; 8] = b"VNOJRNL1";
+const HEADER_BYTES: usize = 8 + 16 + 16 + 4 + 4;
+/// Values of one frame when much is written at once: a torn frame is lost whole.
+const FRAME_VALUES: usize = 1 << 20;
+/// Batches on their way to the thread. What finds no room is not kept, only computed again: a slow disk
+/// must not slow the run, nor fill the memory.
+const QUEUE: usize = 4;
+
+/// Whose journal a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    identity: u128,
+    content: u128,
+    hidden: u32,
+    sequences: u32,
+}
+
+impl Header {
+    fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..8].copy_from_slice(MAGIC);
+        bytes[8..24].copy_from_slice(&self.identity.to_le_bytes());
+        bytes[24..40].copy_from_slice(&self.content.to_le_bytes());
+        bytes[40..44].copy_from_slice(&self.hidden.to_le_bytes());
+        bytes[44..].copy_from_slice(&self.sequences.to_le_bytes());
+        bytes
+    }
+}
+
+/// Where the journals of a run are, and whose they are.
+#[derive(Clone, Debug)]
+pub(crate) struct JournalPlace {
+    folder: ResultFolder,
+    identity: u128,
+    schema: PartSchema,
+}
+
+/// What a journal holds of a segment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Recovered {
+    /// Distinct sequences of the segment.
+    pub(crate) sequences: Vec<u32>,
+    /// Their rows, back to back.
+    pub(crate) values: Vec<f32>,
+    /// How far the file can be trusted; it is continued from there.
+    pub(crate) trusted_bytes: u64,
+}
+
+impl JournalPlace {
+    /// `identity`: every setting that changes values, as in `run.json`.
+    pub(crate) fn new<'a>(
+        folder: ResultFolder,
+        identity: impl IntoIterator<Item = (&'a String, &'a String)>,
+        schema: PartSchema,
+    ) -> Self {
+        let mut hash = Xxh3::new();
+        for (key, value) in identity {
+            hash.update(format!("{key}={value}\n").as_bytes());
+        }
+        Self { folder, identity: hash.digest128(), schema }
+    }
+
+    fn path(&self, segment: SegmentId) -> PathBuf {
+        self.folder.journal_of(segment)
+    }
+
+    fn header(&self, prepared: &PreparedSegment) -> Header {
+        Header {
+            identity: self.identity,
+            content: prepared.digest(),
+            hidden: self.schema.hidden as u32,
+            sequences: prepared.sequence_count() as u32,
+        }
+    }
+
+    /// Values that a sequence takes.
+    fn width(&self, prepared: &PreparedSegment, sequence: u32) -> usize {
+        let rows =
+            if self.schema.per_residue { prepared.record_with(sequence).pooled_residues as usize } else { 1 };
+        rows * self.schema.hidden
+    }
+
+    /// Reads what an earlier session left of a segment; nothing where there is no journal or another one's.
+    pub(crate) fn recover(&self, prepared: &PreparedSegment) -> Recovered {
+        let path = self.path(prepared.segment.id);
+        match self.read(&path, prepared) {
+            Ok(recovered) => recovered,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Recovered::default(),
+            Err(error) => {
+                tracing::warn!(journal = %path.display(), %error, "journal cannot be read: its batches are computed again");
+                Recovered::default()
+            }
+        }
+    }
+
+    fn read(&self, path: &Path, prepared: &PreparedSegment) -> io::Result<Recovered> {
+        let mut file = File::open(path)?;
+        let mut left = file.metadata()?.len();
+        let mut header = [0; HEADER_BYTES];
+        let mut recovered = Recovered::default();
+        if left < HEADER_BYTES as u64 {
+            return Ok(recovered);
+        }
+        file.read_exact(&mut header)?;
+        left -= HEADER_BYTES as u64;
+        if header != self.header(prepared).to_bytes() {
+            return Ok(recovered);
+        }
+        recovered.trusted_bytes = HEADER_BYTES as u64;
+        let mut seen = vec![false; prepared.sequence_count()];
+        while let Some(frame) = read_frame(&mut file, &mut left)? {
+            let known = |sequence: &u32| seen.get(*sequence as usize).is_some_and(|seen| !seen);
+            let fits = frame.sequences.iter().all(known);
+            let wanted = || frame.sequences.iter().map(|&s| self.width(prepared, s)).sum::<usize>();
+            if !fits || wanted() != frame.values.len() {
+                break;
+            }
+            for &sequence in &frame.sequences {
+                seen[sequence as usize] = true;
+            }
+            recovered.sequences.extend(frame.sequences);
+            recovered.values.extend(frame.values);
+            recovered.trusted_bytes += frame.bytes;
+        }
+        Ok(recovered)
+    }
+}
+
+struct Frame {
+    sequences: Vec<u32>,
+    values: Vec<f32>,
+    bytes: u64,
+}
+
+/// Reads a frame; `None` where the file ends, is torn, or was damaged. `left`: bytes after the position.
+fn read_frame(file: &mut impl Read, left: &mut u64) -> io::Result<Option<Frame>> {
+    let mut prefix = [0; 8];
+    if *left < 16 {
+        return Ok(None);
+    }
+    file.read_exact(&mut prefix)?;
+    let [a, b, c, d, e, f, g, h] = prefix;
+    let counts = [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])];
+    let bytes = 16 + 4 * counts.map(u64::from).iter().sum::<u64>();
+    if bytes > *left {
+        return Ok(None);
+    }
+    *left -= bytes;
+    let mut sequences = vec![0u32; counts[0] as usize];
+    let mut values = vec![0f32; counts[1] as usize];
+    file.read_exact(bytemuck::cast_slice_mut(&mut sequences))?;
+    file.read_exact(bytemuck::cast_slice_mut(&mut values))?;
+    let mut checksum = [0; 8];
+    file.read_exact(&mut checksum)?;
+    let is_whole = u64::from_le_bytes(checksum) == checksum_of(&prefix, &sequences, &values);
+    Ok(is_whole.then_some(Frame { sequences, values, bytes }))
+}
+
+fn checksum_of(prefix: &[u8; 8], sequences: &[u32], values: &[f32]) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(prefix);
+    hash.update(bytemuck::cast_slice(sequences));
+    hash.update(bytemuck::cast_slice(values));
+    hash.digest()
+}
+
+fn write_frame(file: &mut impl Write, sequences: &[u32], values: &[f32]) -> io::Result<()> {
+    let mut prefix = [0; 8];
+    prefix[..4].copy_from_slice(&(sequences.len() as u32).to_le_bytes());
+    prefix[4..].copy_from_slice(&(values.len() as u32).to_le_bytes());
+    let checksum = checksum_of(&prefix, sequences, values);
+    file.write_all(&prefix)?;
+    file.write_all(bytemuck::cast_slice(sequences))?;
+    file.write_all(bytemuck::cast_slice(values))?;
+    file.write_all(&checksum.to_le_bytes())
+}
+
+/// What the thread is told.
+enum Entry {
+    /// A segment's journal begins, or goes on from this byte; 0: anew.
+    Begin { segment: SegmentId, header: Header, trusted_bytes: u64 },
+    /// Embeddings of these sequences, with the values that each takes.
+    Append { segment: SegmentId, sequences: Vec<u32>, widths: Vec<usize>, values: Vec<f32> },
+    /// The segment is committed.
+    End(SegmentId),
+}
+
+/// The journals of the open segments, and the thread that writes them.
+pub(crate) struct Journal {
+    place: JournalPlace,
+    /// Sent by the writer actor, received by the thread; bound [`QUEUE`]. Closing it ends the thread.
+    entries: Option<flume::Sender<Entry>>,
+    thread: Option<JoinHandle<()>>,
+    begun: HashMap<SegmentId, bool>,
+}
+
+impl Journal {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub(crate) fn start(
+        place: JournalPlace,
+        on_panic: impl FnOnce(String) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (entries, received) = flume::bounded(QUEUE);
+        let folder = place.clone();
+        let thread = crate::thread::spawn_watched("journal", move || keep(&folder, &received), on_panic)?;
+        Ok(Self { place, entries: Some(entries), thread: Some(thread), begun: HashMap::new() })
+    }
+
+    /// Notes that a segment has a journal already, good up to there.
+    pub(crate) fn continue_from(&mut self, prepared: &PreparedSegment, trusted_bytes: u64) {
+        self.begin(prepared, trusted_bytes);
+    }
+
+    /// Whether a segment's batches are kept.
+    pub(crate) fn keeps(&self, segment: SegmentId) -> bool {
+        self.begun.get(&segment).copied().unwrap_or(false)
+    }
+
+    fn begin(&mut self, prepared: &PreparedSegment, trusted_bytes: u64) -> bool {
+        let segment = prepared.segment.id;
+        let header = self.place.header(prepared);
+        let begun = self.send(Entry::Begin { segment, header, trusted_bytes });
+        self.begun.insert(segment, begun);
+        begun
+    }
+
+    /// Keeps the embeddings of these sequences; begins the journal if need be.
+    pub(crate) fn append(&mut self, prepared: &PreparedSegment, sequences: &[u32], values: &[f32]) {
+        let segment = prepared.segment.id;
+        if !self.keeps(segment) && !self.begin(prepared, 0) {
+            return;
+        }
+        let widths = sequences.iter().map(|&sequence| self.place.width(prepared, sequence)).collect();
+        let (sequences, values) = (sequences.to_vec(), values.to_vec());
+        self.send(Entry::Append { segment, sequences, widths, values });
+    }
+
+    /// The segment is committed: its journal goes.
+    pub(crate) fn end(&mut self, segment: SegmentId) {
+        if self.begun.remove(&segment).is_some()
+            && let Some(entries) = &self.entries
+            && let Err(flume::TrySendError::Full(_)) = entries.try_send(Entry::End(segment))
+        {
+            // It stays until the next start, which knows that the segment is committed.
+            tracing::debug!(%segment, "journal is removed later");
+        }
+    }
+
+    /// Whether the thread took it.
+    fn send(&self, entry: Entry) -> bool {
+        self.entries.as_ref().is_some_and(|entries| entries.try_send(entry).is_ok())
+    }
+
+    /// Lets the thread write what it has, and syncs.
+    pub(crate) async fn stop(&mut self) {
+        self.entries = None;
+        crate::thread::join(self.thread.take()).await;
+    }
+}
+
+/// The thread's life.
+fn keep(place: &JournalPlace, entries: &flume::Receiver<Entry>) {
+    let mut files: HashMap<SegmentId, File> = HashMap::new();
+    while let Ok(entry) = entries.recv() {
+        let (segment, done) = match entry {
+            Entry::Begin { segment, header, trusted_bytes } => {
+                let opened = open(&place.path(segment), header, trusted_bytes);
+                (segment, opened.map(|file| drop(files.insert(segment, file))))
+            }
+            Entry::Append { segment, sequences, widths, values } => {
+                let append = |file| append(file, &sequences, &widths, &values);
+                (segment, files.get_mut(&segment).map_or(Ok(()), append))
+            }
+            Entry::End(segment) => {
+                files.remove(&segment);
+                (segment, crate::files::remove(&place.path(segment)))
+            }
+        };
+        if let Err(error) = done {
+            // After a torn frame nothing can be read: the file is left as it is.
+            files.remove(&segment);
+            tracing::warn!(%segment, %error, "journal is not kept: after a crash its batches are computed again");
+        }
+    }
+    for (segment, file) in files {
+        if let Err(error) = file.sync_data() {
+            tracing::warn!(%segment, %error, "journal may not survive a power cut");
+        }
+    }
+}
+
+fn open(path: &Path, header: Header, trusted_bytes: u64) -> io::Result<File> {
+    let mut file = OpenOptions::new().create(true).truncate(trusted_bytes == 0).write(true).open(path)?;
+    if trusted_bytes == 0 {
+        file.write_all(&header.to_bytes())?;
+    } else {
+        file.set_len(trusted_bytes)?;
+        file.seek(SeekFrom::Start(trusted_bytes))?;
+    }
+    Ok(file)
+}
+
+/// Appends one frame, or several if there is much.
+fn append(file: &mut File, sequences: &[u32], widths: &[usize], values: &[f32]) -> io::Result<()> {
+    let (mut first, mut start, mut end) = (0, 0, 0);
+    for (position, width) in widths.iter().enumerate() {
+        end += width;
+        if end - start >= FRAME_VALUES || position + 1 == widths.len() {
+            write_frame(file, &sequences[first..=position], &values[start..end])?;
+            (first, start) = (position + 1, end);
+        }
+    }
+    Ok(())
+}
+
+/// A digest of a segment's sequences, in order.
+pub(crate) fn digest_of<'a>(sequences: impl Iterator<Item = (&'a [u8], u32)>) -> u128 {
+    let mut hash = Xxh3::new();
+    for (residues, pooled) in sequences {
+        hash.update(&(residues.len() as u64).to_le_bytes());
+        hash.update(residues);
+        hash.update(&pooled.to_le_bytes());
+    }
+    hash.digest128()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fasta::Record;
+    use crate::segment::Segment;
+
+    const HIDDEN: usize = 2;
+
+    fn prepared(residues: &[&str]) -> PreparedSegment {
+        let records = residues.iter().enumerate().map(|(ordinal, residues)| Record {
+            ordinal: ordinal as u64,
+            id: format!("r{ordinal}"),
+            residues: (*residues).into(),
+            pooled_residues: residues.len() as u32,
+            residues_in_input: residues.len() as u32,
+            file: 0,
+            line: 1,
+        });
+        let segment =
+            Segment { id: SegmentId(3), first_ordinal: 0, records: records.collect(), rejected: vec![] };
+        PreparedSegment::new(segment)
+    }
+
+    fn place(folder: &Path, identity: &str) -> JournalPlace {
+        std::fs::create_dir_all(folder.join(".state")).unwrap();
+        let schema = PartSchema { hidden: HIDDEN, float: config::Float::F32, per_residue: false };
+        let identity = [("model".to_owned(), identity.to_owned())];
+        let pairs = identity.iter().map(|(key, value)| (key, value));
+        JournalPlace::new(ResultFolder(folder.to_owned()), pairs, schema)
+    }
+
+    fn write(place: &JournalPlace, prepared: &PreparedSegment, from: u64, batches: &[(&[u32], &[f32])]) {
+        let mut journal = Journal::start(place.clone(), |panic| panic!("{panic}")).unwrap();
+        if from > 0 {
+            journal.continue_from(prepared, from);
+        }
+        for (sequences, values) in batches {
+            journal.append(prepared, sequences, values);
+            // The queue is short: a test must not outrun the thread.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(journal.stop());
+    }
+
+    #[test]
+    fn what_was_kept_is_recovered_and_continued() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, prepared) = (place(folder.path(), "a"), prepared(&["MK", "AA", "GG"]));
+        assert_eq!(place.recover(&prepared), Recovered::default());
+        write(&place, &prepared, 0, &[(&[2], &[1.0, 2.0])]);
+        let first = place.recover(&prepared);
+        assert_eq!(
+            (first.sequences.as_slice(), first.values.as_slice()),
+            ([2].as_slice(), [1.0, 2.0].as_slice())
+        );
+        write(&place, &prepared, first.trusted_bytes, &[(&[0, 1], &[3.0, 4.0, 5.0, 6.0])]);
+        let both = place.recover(&prepared);
+        assert_eq!(both.sequences, [2, 0, 1]);
+        assert_eq!(both.values, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn another_job_or_other_sequences_recover_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, segment) = (place(folder.path(), "a"), prepared(&["MK", "AA"]));
+        write(&here, &segment, 0, &[(&[0], &[1.0, 2.0])]);
+        assert_eq!(here.recover(&segment).sequences, [0]);
+        assert_eq!(place(folder.path(), "b").recover(&segment), Recovered::default());
+        assert_eq!(here.recover(&prepared(&["MK", "AG"])), Recovered::default());
+    }
+
+    #[test]
+    fn a_torn_or_damaged_journal_gives_the_frames_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, prepared) = (place(folder.path(), "a"), prepared(&["MK", "AA", "GG"]));
+        write(&place, &prepared, 0, &[(&[0], &[1.0, 2.0]), (&[1], &[3.0, 4.0]), (&[2], &[5.0, 6.0])]);
+        let path = place.path(SegmentId(3));
+        let whole = std::fs::read(&path).unwrap();
+        let frame = (whole.len() - HEADER_BYTES) / 3;
+        for cut in 0..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let recovered = place.recover(&prepared);
+            assert_eq!(recovered.sequences.len(), cut.saturating_sub(HEADER_BYTES) / frame, "cut at {cut}");
+            assert!(recovered.trusted_bytes <= cut as u64);
+        }
+        for position in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[position] ^= 0x10;
+            std::fs::write(&path, &damaged).unwrap();
+            let recovered = place.recover(&prepared);
+            assert!(recovered.sequences.len() < 3, "damaged at {position}");
+            for (sequence, values) in recovered.sequences.iter().zip(recovered.values.chunks(HIDDEN)) {
+                assert_eq!(values[0], *sequence as f32 * 2.0 + 1.0);
+            }
+        }
+    }
+}

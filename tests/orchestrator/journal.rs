@@ -1,0 +1,133 @@
+//! What is kept of a segment that is not complete: sessions shorter than a segment get somewhere.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::job::JobFolder;
+use crate::outcome::{manifest, segments_committed};
+use crate::proteins::fasta;
+
+const SEQUENCES: usize = 600;
+
+/// One segment of some 70 batches, two seconds of work on two devices.
+fn job() -> JobFolder {
+    JobFolder::new(fasta(41, SEQUENCES, 20..200))
+        .set("output.segment_sequences", 1000)
+        .set("restart.shutdown_grace_ms", 500)
+        .simulating("latency_us_per_batch=60000")
+}
+
+fn journal(job: &JobFolder) -> std::path::PathBuf {
+    job.at("results/.state/journal-00000")
+}
+
+fn bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+#[test]
+fn sessions_shorter_than_a_segment_lose_only_what_is_in_flight() {
+    let undisturbed = job().simulating("").done_into("undisturbed");
+    let job = job();
+    let mut sessions = 0;
+    let finished = loop {
+        sessions += 1;
+        assert!(sessions < 20, "the sessions get nowhere");
+        let mut run = job.start_into("results");
+        run.run_for(Duration::from_millis(900));
+        run.signal(Signal::USR1);
+        let finished = run.finish();
+        if finished.code() == 0 {
+            break finished;
+        }
+        let finished = finished.expect(75);
+        assert_eq!(segments_committed(&job.at("results")), 0);
+        if sessions > 1 {
+            finished.says(["taken from the journal"]);
+        }
+    };
+    assert!(sessions > 1, "one session was enough:\n{}", finished.stderr);
+    job.outcome("results").assert_same(&undisturbed, "after many short sessions");
+    assert!(!journal(&job).exists());
+    // No work was done twice, but for what was in flight: two batches for each device and session.
+    let run = manifest(&job.at("results")).unwrap();
+    let computed: u64 =
+        run["sessions"].as_array().unwrap().iter().map(|session| session["tokens"].as_u64().unwrap()).sum();
+    let needed = run["totals"]["residues"].as_u64().unwrap() + 2 * SEQUENCES as u64;
+    assert!(computed >= needed && computed <= needed + sessions * 4 * 1000, "{computed} for {needed}");
+}
+
+#[test]
+fn killed_runs_go_on_from_the_journal() {
+    let undisturbed = job().simulating("").done_into("undisturbed");
+    let job = job().set("output.journal_ms", 0);
+    let mut kept = 0;
+    for session in 0..3 {
+        let mut run = job.start_into("results");
+        run.wait_until("more is kept", |_| bytes(&journal(&job)) > kept + 20_000);
+        kept = bytes(&journal(&job));
+        run.kill();
+        assert_eq!(segments_committed(&job.at("results")), 0, "session {session}");
+    }
+    job.run_into("results").expect(0).says(["taken from the journal"]);
+    job.outcome("results").assert_same(&undisturbed, "after kill -9");
+    assert!(!journal(&job).exists());
+}
+
+#[test]
+fn a_damaged_journal_costs_time_and_nothing_else() {
+    let undisturbed = job().simulating("").done_into("undisturbed");
+    let job = job().set("output.journal_ms", 0);
+    let mut run = job.start_into("results");
+    run.wait_until("something is kept", |_| bytes(&journal(&job)) > 20_000);
+    run.kill();
+    let mut content = std::fs::read(journal(&job)).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(journal(&job), content).unwrap();
+    job.run_into("results").expect(0);
+    job.outcome("results").assert_same(&undisturbed, "after a damaged journal");
+
+    // Nor does one that is not a journal at all.
+    let mut run = job.start_into("other");
+    run.kill();
+    std::fs::create_dir_all(job.at("other/.state")).unwrap();
+    std::fs::write(job.at("other/.state/journal-00000"), "not a journal").unwrap();
+    job.run_into("other").expect(0);
+    job.outcome("other").assert_same(&undisturbed, "after a foreign journal");
+}
+
+#[test]
+fn a_fast_run_writes_no_journal_and_fresh_deletes_one() {
+    let job = job().set("output.journal_ms", 0);
+    let mut run = job.start_into("results");
+    run.wait_until("something is kept", |_| bytes(&journal(&job)) > 20_000);
+    run.kill();
+    let job = job.simulating("").set("output.journal_ms", 30_000);
+    let mut command = job.command_into("results");
+    let finished = crate::process::run(command.arg("--fresh")).expect(0);
+    assert!(!finished.stderr.contains("taken from the journal"), "{}", finished.stderr);
+    assert!(!journal(&job).exists());
+}
+
+#[test]
+fn poison_and_lost_devices_do_not_confuse_the_journal() {
+    let poison = "fault=nan@ordinal:17;fault=crash@ordinal:400";
+    let clean = job().simulating(poison);
+    clean.run_into("undisturbed").expect(3);
+    let undisturbed = clean.outcome("undisturbed");
+    let job = job()
+        .set("output.journal_ms", 0)
+        .simulating(&format!("latency_us_per_batch=10000;crash_rate=0.05;seed=3;{poison}"));
+    for _ in 0..3 {
+        let before = bytes(&journal(&job));
+        let mut run = job.start_into("results");
+        run.wait_until("more is kept", |_| bytes(&journal(&job)) > before + 5_000);
+        run.signal(Signal::TERM);
+        run.finish().expect(75);
+    }
+    job.run_into("results").expect(3);
+    job.outcome("results").assert_same(&undisturbed, "poison and crashes");
+}
