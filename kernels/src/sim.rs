@@ -588,8 +588,8 @@ mod tests {
             load("latency_us_per_batch=200;latency_ns_per_token=10;slow=4@device:2;slow=2@batch:1", 2, 0)
                 .unwrap();
         let five = batch(&[(1, "MKV")]);
-        assert_eq!(engine.latency(&five, 0), Duration::from_nanos(4 * 200_050));
-        assert_eq!(engine.latency(&five, 1), Duration::from_nanos(8 * 200_050));
+        assert_eq!(engine.latency(&five, 0, false), Duration::from_nanos(4 * 200_050));
+        assert_eq!(engine.latency(&five, 1, false), Duration::from_nanos(8 * 200_050));
     }
 
     #[test]
@@ -634,5 +634,21 @@ mod tests {
         assert_eq!(program.faults.len(), 8);
         assert_eq!(program.hidden(), 64);
         assert_eq!(SimProgram::parse(""), Ok(SimProgram::default()));
+    }
+
+    #[test]
+    fn memory_and_repetitions_in_fp32_are_simulated() {
+        let mut engine = load("memory_tokens=10;fault=nan@exact:false,ordinal:1", 0, 0).unwrap();
+        let batch_of_five = batch(&[(7, "MKV")]);
+        run(&mut engine, &batch_of_five).unwrap();
+        assert_eq!(engine.memory_in_use(), Some(0.5));
+        let large = batch(&[(7, "MKVMKVMKV")]);
+        assert_eq!(run(&mut engine, &large), Err(EngineError::OutOfMemory { tokens: 11 }));
+        let overflowing = batch(&[(1, "MKV")]);
+        assert!(matches!(run(&mut engine, &overflowing), Err(EngineError::NonFinite { .. })));
+        let exact = engine.run_exact(&overflowing, &Progress::default()).unwrap();
+        assert_eq!(exact, run(&mut engine, &batch_of_five).unwrap());
+        assert!(SimProgram::parse("fault=load-fail@exact:true").is_err());
+        assert!(SimProgram::parse("memory_tokens=0").is_err());
     }
 }

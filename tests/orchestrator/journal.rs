@@ -91,8 +91,7 @@ fn a_damaged_journal_costs_time_and_nothing_else() {
     job.outcome("results").assert_same(&undisturbed, "after a damaged journal");
 
     // Nor does one that is not a journal at all.
-    let mut run = job.start_into("other");
-    run.kill();
+    job.start_into("other").kill();
     std::fs::create_dir_all(job.at("other/.state")).unwrap();
     std::fs::write(job.at("other/.state/journal-00000"), "not a journal").unwrap();
     job.run_into("other").expect(0);
@@ -118,7 +117,7 @@ fn poison_and_lost_devices_do_not_confuse_the_journal() {
     let clean = job().simulating(poison);
     clean.run_into("undisturbed").expect(3);
     let undisturbed = clean.outcome("undisturbed");
-    let job = job()
+    let job = clean
         .set("output.journal_ms", 0)
         .simulating(&format!("latency_us_per_batch=10000;crash_rate=0.05;seed=3;{poison}"));
     for _ in 0..3 {

@@ -6,6 +6,7 @@
 mod attention;
 mod buffer;
 mod elementary;
+mod memory;
 mod norm;
 mod operations;
 mod pooling;
@@ -20,6 +21,7 @@ pub use operations::CpuOps;
 /// A model on the CPU.
 pub struct CpuEngine {
     encoder: Encoder<CpuOps>,
+    memory: memory::MemoryGauge,
     description: EngineDescription,
 }
 
@@ -54,7 +56,7 @@ impl CpuEngine {
             weights_bytes: encoder.ops().weights_bytes(),
             bytes_per_token: bytes_per_token(&config),
         };
-        Ok(Self { encoder, description })
+        Ok(Self { encoder, memory: memory::MemoryGauge::new(), description })
     }
 }
 
@@ -65,6 +67,10 @@ impl Engine for CpuEngine {
 
     fn run(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
         self.encoder.run(batch, progress)
+    }
+
+    fn memory_in_use(&mut self) -> Option<f32> {
+        self.memory.share()
     }
 }
 
