@@ -1,6 +1,6 @@
 //! The command `plan`: what a job would do, from its input and the model's shape alone.
 
-use actors::SEGMENTS_OPEN_MAX;
+use actors::bounds::SEGMENTS_OPEN_MAX;
 use actors::fasta::{RecordStream, Survey};
 use actors::packing::{Fill, pack};
 use actors::segment::{PreparedSegment, SegmentCutter};

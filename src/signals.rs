@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use actors::{StopReason, Stopper};
+use actors::{StopReason, Stopper, bounds};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Exit;
@@ -50,7 +50,7 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
         ("SIGHUP", signal(SignalKind::hangup())?),
         ("SIGUSR1", signal(SignalKind::user_defined1())?),
     ];
-    let (sender, mut received) = tokio::sync::mpsc::channel(4);
+    let (sender, mut received) = tokio::sync::mpsc::channel(bounds::SIGNALS);
     for (name, mut signal) in signals.drain(..) {
         let sender = sender.clone();
         tokio::spawn(

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use actors::bounds;
 use actors::protocol::{
-    Assignment, EngineChoice, FromWorker, HEARTBEAT_INTERVAL_MS, SLOTS, ToWorker, VERSION, WeightsChoice,
+    Assignment, EngineChoice, FromWorker, HEARTBEAT_INTERVAL_MS, ToWorker, VERSION, WeightsChoice,
     read_frame, write_frame,
 };
 use kernels::cpu::CpuEngine;
@@ -62,12 +63,12 @@ pub(crate) fn worker() -> Result<Exit, Failure> {
     };
 
     // From here to the engine: batches the orchestrator lent, at most SLOTS. Closing it ends the engine thread.
-    let (batches, lent) = flume::bounded(SLOTS);
+    let (batches, lent) = flume::bounded(bounds::SLOTS);
     // From the engine to the socket: at most one answer per slot, and the last word.
-    let (answers, outgoing) = flume::bounded(SLOTS + 2);
+    let (answers, outgoing) = flume::bounded(bounds::ANSWERS);
     let progress = Progress::default();
     // From the socket back to the engine: one for each answer written, of which there is never more than one.
-    let (written, confirmed) = flume::bounded(1);
+    let (written, confirmed) = flume::bounded(bounds::CONFIRMATIONS);
     let engine_progress = progress.clone();
     let engine_thread =
         spawn("engine", move || run_engine(assignment, &lent, &answers, &confirmed, &engine_progress))?;

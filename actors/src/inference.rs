@@ -17,10 +17,11 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::mpsc;
 
+use crate::bounds::{self, SLOTS};
 use crate::identity::{BatchId, Worker};
 use crate::ledger::Completion;
 use crate::packer::PackerMessage;
-use crate::protocol::{self, Assignment, FromWorker, HEARTBEAT_INTERVAL_MS, SLOTS, ToWorker};
+use crate::protocol::{self, Assignment, FromWorker, HEARTBEAT_INTERVAL_MS, ToWorker};
 use crate::supervisor::SupervisorMessage;
 
 /// How often deadlines are looked at.
@@ -51,6 +52,9 @@ pub(crate) struct WorkerLimits {
     pub(crate) load_max: Duration,
     pub(crate) hang_max: Duration,
 }
+
+/// How long `kill -9` may take: a process inside a driver that is stuck dies only when that lets go.
+const KILL_MAX: Duration = Duration::from_secs(10);
 
 /// What an inference actor is told.
 pub(crate) enum InferenceMessage {
@@ -144,7 +148,7 @@ impl Actor for Inference {
         }
         let (read_half, write_half) = UnixStream::from_std(own_end)?.into_split();
         tokio::spawn(listen(read_half, myself.clone()));
-        let (frames, outgoing) = mpsc::channel(SLOTS + 2);
+        let (frames, outgoing) = mpsc::channel(bounds::FRAMES);
         tokio::spawn(speak(write_half, outgoing));
         myself.send_interval(WATCH_INTERVAL, || InferenceMessage::Watch);
 
@@ -320,13 +324,16 @@ impl InferenceState {
         if let Some(error) = error {
             self.departure.get_or_insert(Departure::Failed(error));
         }
-        let myself = myself.clone();
+        let (myself, device) = (myself.clone(), self.device_name.clone());
         tokio::spawn(async move {
             let status = match tokio::time::timeout(EXIT_GRACE, child.wait()).await {
                 Ok(status) => status,
                 Err(_) => {
                     let _ = child.start_kill();
-                    child.wait().await
+                    tokio::time::timeout(KILL_MAX, child.wait()).await.unwrap_or_else(|_| {
+                        tracing::error!(device, "worker does not die, left behind: its driver is stuck");
+                        Err(std::io::ErrorKind::TimedOut.into())
+                    })
                 }
             };
             let _ = myself.cast(InferenceMessage::Exited(status.ok()));

@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::bounds;
 use crate::identity::SegmentId;
 use crate::manifest::ResultFolder;
 use crate::part::PartSchema;
@@ -32,9 +33,6 @@ const MAGIC: &[u8; 8] = b"VNOJRNL1";
 const HEADER_BYTES: usize = 8 + 16 + 16 + 4 + 4;
 /// Values of one frame when much is written at once: a torn frame is lost whole.
 const FRAME_VALUES: usize = 1 << 20;
-/// Batches on their way to the thread. What finds no room is not kept, only computed again: a slow disk
-/// must not slow the run, nor fill the memory.
-const QUEUE: usize = 4;
 
 /// Whose journal a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +216,7 @@ enum Entry {
 /// The journals of the open segments, and the thread that writes them.
 pub(crate) struct Journal {
     place: JournalPlace,
-    /// Sent by the writer actor, received by the thread; bound [`QUEUE`]. Closing it ends the thread.
+    /// Sent by the writer actor, received by the thread; bound [`bounds::JOURNAL_BATCHES`]. Closing it ends the thread.
     entries: Option<flume::Sender<Entry>>,
     thread: Option<JoinHandle<()>>,
     begun: HashMap<SegmentId, bool>,
@@ -233,7 +231,7 @@ impl Journal {
         place: JournalPlace,
         on_panic: impl FnOnce(String) + Send + 'static,
     ) -> io::Result<Self> {
-        let (entries, received) = flume::bounded(QUEUE);
+        let (entries, received) = flume::bounded(bounds::JOURNAL_BATCHES);
         let folder = place.clone();
         let thread = crate::thread::spawn_watched("journal", move || keep(&folder, &received), on_panic)?;
         Ok(Self { place, entries: Some(entries), thread: Some(thread), begun: HashMap::new() })

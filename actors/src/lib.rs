@@ -1,5 +1,6 @@
 //! The orchestration of a run: reader, packer, devices, writer and their supervisor.
 
+pub mod bounds;
 pub mod budget;
 pub mod failed;
 pub mod fasta;
@@ -27,7 +28,6 @@ mod watchdog;
 mod writer;
 
 pub use inference::WorkerCommand;
-pub use packer::SEGMENTS_OPEN_MAX;
 pub use run::{Run, RunEnd, RunPlan, Stopper};
 pub use supervisor::{DevicePlan, Outcome, StopReason};
 pub use telemetry::{DeviceState, DeviceView, Snapshot};

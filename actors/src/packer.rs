@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use kernels::{Batch, EngineError};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::bounds::SEGMENTS_OPEN_MAX;
 use crate::failed::{FailedRecord, Stage};
 use crate::identity::{BatchId, DeviceIndex, SegmentId, Worker};
 use crate::inference::InferenceMessage;
@@ -23,10 +24,6 @@ use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::{BatchReport, TelemetryMessage};
 use crate::writer::{OpenedSegment, WriterMessage};
-
-/// Segments read but not yet committed: one being written, one being computed, one so that devices do
-/// not wait at the boundary. More would only cost memory.
-pub const SEGMENTS_OPEN_MAX: usize = 3;
 
 /// What the packer is told.
 pub(crate) enum PackerMessage {
@@ -101,7 +98,7 @@ pub(crate) struct PackerState {
     writer: Option<ActorRef<WriterMessage>>,
     ledger: Ledger,
     open: BTreeMap<SegmentId, OpenSegment>,
-    /// Free slots of devices, in order of asking; at most [`crate::protocol::SLOTS`] per live worker.
+    /// Free slots of devices, in order of asking; at most [`crate::bounds::SLOTS`] per live worker.
     waiting: VecDeque<(Worker, ActorRef<InferenceMessage>)>,
     /// Since when the reader owes a segment; it is never asked for two at once.
     reading: Option<Instant>,

@@ -25,10 +25,6 @@ use crate::identity::{BatchId, Worker};
 /// Version of the messages below. Raise it with any change to them.
 pub const VERSION: u32 = 2;
 
-/// Batches that a worker may hold: one running, one waiting, so that the engine never idles while the
-/// previous result travels.
-pub const SLOTS: usize = 2;
-
 /// How often a worker reports its progress, milliseconds; far below any sensible `hang_ms`.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 200;
 

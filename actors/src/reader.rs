@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::bounds;
 use crate::fasta::{FileDigest, FileStamp, InputCounts, InputError, RecordStream, Source};
 use crate::identity::SegmentId;
 use crate::journal::{JournalPlace, Recovered};
@@ -70,7 +71,7 @@ impl Actor for Reader {
         myself: ActorRef<Self::Msg>,
         arguments: ReaderArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let (requests, received) = flume::bounded(crate::packer::SEGMENTS_OPEN_MAX);
+        let (requests, received) = flume::bounded(bounds::SEGMENTS_ASKED);
         let stop = Arc::new(AtomicBool::new(false));
         let thread_stop = stop.clone();
         let thread = crate::thread::spawn_watched(

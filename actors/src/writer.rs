@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use crate::bounds;
 use crate::failed::{self, FailedRecord};
 use crate::fasta::Record;
 use crate::identity::SegmentId;
 use crate::journal::{Journal, JournalPlace};
 use crate::manifest::{Manifest, ManifestError, ResultFolder, SegmentEntry, write_whole};
 use crate::obstacle::Obstacle;
-use crate::packer::{PackerMessage, SEGMENTS_OPEN_MAX};
+use crate::packer::PackerMessage;
 use crate::part::{self, PartError, PartRow, PartSchema};
 use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
@@ -180,7 +181,7 @@ impl Actor for Writer {
             telemetry,
             ..
         } = arguments;
-        let (sealed, received) = flume::bounded::<Assembly>(SEGMENTS_OPEN_MAX);
+        let (sealed, received) = flume::bounded::<Assembly>(bounds::SEGMENTS_SEALED);
         let stop = Arc::new(AtomicBool::new(false));
         let committer = Committer {
             folder,

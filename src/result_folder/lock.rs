@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use actors::bounds;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Exit;
@@ -208,7 +209,7 @@ impl Lock {
         }
         let record = here.to_record();
         write_record(&file, &record).map_err(failed("write"))?;
-        let (stop, stopped) = flume::bounded(1);
+        let (stop, stopped) = flume::bounded(bounds::LOCK_WORDS);
         let keeper = {
             let (path, record) = (path.to_owned(), record.clone());
             let file = file.try_clone().map_err(failed("keep"))?;

@@ -1,0 +1,40 @@
+//! How much may wait where: the bound of every queue of the program, in one place.
+//!
+//! Actors' mailboxes have no bound of their own; what is in them is bounded by credit instead: a device asks
+//! for a batch when it has a free slot ([`SLOTS`]), the packer asks for a segment when fewer than
+//! [`SEGMENTS_OPEN_MAX`] are open, and everything else is an answer to one of these, a signal, or a timer.
+//! A test walks the sources and finds each channel here.
+
+/// Segments read but not yet committed: one being written, one being computed, one so that devices do not
+/// wait at the boundary. More would only cost memory.
+pub const SEGMENTS_OPEN_MAX: usize = 3;
+
+/// Batches that a worker may hold: one running, one waiting, so that the engine never idles while the previous
+/// result travels.
+pub const SLOTS: usize = 2;
+
+/// Frames on their way to a worker: `Load`, one `Run` for each slot, `Shutdown`. Never full.
+pub const FRAMES: usize = SLOTS + 2;
+
+/// Answers on their way from a worker's engine to its socket: one for each slot, one about loading, and the
+/// last word. Never full.
+pub const ANSWERS: usize = SLOTS + 2;
+
+/// Confirmations that an answer was written: the engine waits for each before its next batch.
+pub const CONFIRMATIONS: usize = 1;
+
+/// Segments asked of the reader's thread: never more than may be open.
+pub const SEGMENTS_ASKED: usize = SEGMENTS_OPEN_MAX;
+
+/// Complete segments on their way to the writer's thread: never more than may be open.
+pub const SEGMENTS_SEALED: usize = SEGMENTS_OPEN_MAX;
+
+/// Batches on their way to the journal. What finds no room is not kept, only computed again after a crash: a
+/// slow disk must not slow the run, nor fill the memory.
+pub const JOURNAL_BATCHES: usize = 4;
+
+/// Signals not yet acted upon: the first two count, more than one of each kind change nothing.
+pub const SIGNALS: usize = 4;
+
+/// Words to the thread that keeps the lock: that it shall end.
+pub const LOCK_WORDS: usize = 1;
