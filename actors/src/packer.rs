@@ -421,10 +421,10 @@ impl PackerState {
     }
 
     fn report_end(&self) {
-        let event = if self.stopping && self.is_drained() {
-            SupervisorMessage::Drained
-        } else if self.input_ended && self.open.is_empty() && self.ledger.pending_len() == 0 {
+        let event = if self.input_ended && self.open.is_empty() && self.ledger.pending_len() == 0 {
             SupervisorMessage::AllCommitted
+        } else if self.stopping && self.is_drained() {
+            SupervisorMessage::Drained
         } else {
             return;
         };
