@@ -1,0 +1,258 @@
+//! The orchestration alone, with simulated devices: is anything but the devices ever the bottleneck?
+//!
+//! `cargo bench --bench pipeline_sim -- [reading] [throughput] [scaling] [tail] [memory] [sequences=N]
+//! [repeats=3]`; without a name, all of them. But for `reading`, each run is the real binary on made-up FASTA,
+//! results committed as Parquet. Figures are medians of the repeats; memory is the peak resident set of the
+//! orchestrator process (`VmHWM`).
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use actors::fasta::{RecordStream, Source};
+use actors::packing::{PackingPlan, pack};
+use actors::segment::{PreparedSegment, SegmentCutter, SegmentLimits};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Width of an embedding: that of ESM-2 8M.
+const HIDDEN: usize = 320;
+const TOKEN_BUDGET: u32 = 16_384;
+
+fn main() -> Result<()> {
+    let mut chosen = Vec::new();
+    let (mut repeats, mut sequences) = (3, None);
+    // `cargo bench` adds `--bench`.
+    for argument in std::env::args().skip(1).filter(|argument| argument != "--bench") {
+        match argument.split_once('=') {
+            Some(("repeats", value)) => repeats = value.parse()?,
+            Some(("sequences", value)) => sequences = Some(value.parse()?),
+            None => chosen.push(argument),
+            Some(_) => return Err(format!("unknown argument `{argument}`").into()),
+        }
+    }
+    let folder = std::env::temp_dir().join(format!("virnucpro-orch-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let bench = Bench { folder: folder.clone(), repeats, sequences };
+    let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
+    let result = (|| {
+        for (name, run) in [
+            ("reading", Bench::reading as fn(&Bench) -> Result<()>),
+            ("throughput", Bench::throughput),
+            ("scaling", Bench::scaling),
+            ("tail", Bench::tail),
+            ("memory", Bench::memory),
+        ] {
+            if wanted(name) {
+                run(&bench)?;
+            }
+        }
+        Ok(())
+    })();
+    std::fs::remove_dir_all(&folder)?;
+    result
+}
+
+struct Bench {
+    folder: PathBuf,
+    repeats: usize,
+    sequences: Option<u64>,
+}
+
+/// One run of the binary.
+struct Measured {
+    seconds: f64,
+    /// From the first worker that was ready to the end.
+    working_seconds: f64,
+    written_bytes: u64,
+    peak_mib: u64,
+}
+
+impl Bench {
+    /// Reading, preparing and packing, without actors.
+    fn reading(&self) -> Result<()> {
+        let count = self.sequences.unwrap_or(1_000_000);
+        let file = self.fasta(count, 50, 50)?;
+        let seconds = self.median(|| {
+            let began = Instant::now();
+            let job = "input.fasta = \"orfs.fasta\"\noutput.directory = \"unused\"\n";
+            let surroundings = config::Surroundings::of_process()?;
+            let job = config::from_text(job, &self.folder.join("job.toml"), &[], &surroundings)?;
+            let stream = RecordStream::open(&job.input, &[Source::file(&file)])?;
+            let limits = SegmentLimits::new(job.output.segment_sequences, HIDDEN, kernels::Pooling::Mean);
+            let plan =
+                PackingPlan { token_budget: TOKEN_BUDGET, window_sequences: job.packing.buffer_sequences };
+            let mut cutter = SegmentCutter::new(stream, limits);
+            let mut packed = 0;
+            while let Some(segment) = cutter.next_segment(&|| false)? {
+                let counts = PreparedSegment::new(segment).token_counts();
+                packed += pack(&counts, plan).iter().map(Vec::len).sum::<usize>();
+            }
+            // Made-up sequences of 50 residues are all different.
+            assert_eq!(packed as u64, count);
+            Ok(began.elapsed().as_secs_f64())
+        })?;
+        println!(
+            "reading and packing alone: {count} sequences of 50 residues, {:.0} sequences/s",
+            count as f64 / seconds
+        );
+        Ok(())
+    }
+
+    /// Devices that cost nothing: what reading, packing, processes, sockets and writing can do together.
+    fn throughput(&self) -> Result<()> {
+        let count = self.sequences.unwrap_or(1_000_000);
+        self.fasta(count, 50, 50)?;
+        let mut written = 0;
+        let seconds = self.median(|| {
+            let run = self.run("sim:2", "")?;
+            written = run.written_bytes;
+            Ok(run.seconds)
+        })?;
+        let raw = count * HIDDEN as u64 * 4;
+        println!(
+            "devices without latency: {count} sequences of 50 residues, sim:2, width {HIDDEN}: {:.0} sequences/s end to end, {:.0} MB committed, {:.2} of the raw size",
+            count as f64 / seconds,
+            written as f64 / 1e6,
+            written as f64 / raw as f64
+        );
+        Ok(())
+    }
+
+    /// Eight devices of fixed latency: how near to eight times one device.
+    fn scaling(&self) -> Result<()> {
+        let latency_us_per_batch = 100_000;
+        let count = self.sequences.unwrap_or(500_000);
+        let residues = self.fasta_residues(count, 50, 50)?;
+        let batches = (residues + 2 * count).div_ceil(u64::from(TOKEN_BUDGET));
+        let ideal = batches as f64 * f64::from(latency_us_per_batch) / 1e6 / 8.0;
+        let seconds = self.median(|| {
+            let run = self.run("sim:8", &format!("latency_us_per_batch={latency_us_per_batch}"))?;
+            Ok(run.working_seconds)
+        })?;
+        println!(
+            "eight devices of 100 ms a batch: {batches} full batches in {seconds:.2} s, {:.1} % of the ideal {ideal:.2} s",
+            100.0 * ideal / seconds
+        );
+        Ok(())
+    }
+
+    /// Eight devices, one of them four times slower: does it hold up the end?
+    fn tail(&self) -> Result<()> {
+        let latency_ns_per_token = 6_000;
+        let count = self.sequences.unwrap_or(100_000);
+        let residues = self.fasta_residues(count, 50, 170)?;
+        let tokens = residues + 2 * count;
+        let ideal = tokens as f64 * f64::from(latency_ns_per_token) / 1e9 / 7.25;
+        let program = format!("latency_ns_per_token={latency_ns_per_token};slow=4@device:0");
+        let seconds = self.median(|| Ok(self.run("sim:8", &program)?.working_seconds))?;
+        let batch = f64::from(TOKEN_BUDGET) * f64::from(latency_ns_per_token) / 1e9;
+        println!(
+            "eight devices, one four times slower: {tokens} tokens in {seconds:.2} s, ideal {ideal:.2} s; the end takes {:.0} % of the slow device's {:.2} s for one full batch",
+            100.0 * (seconds - ideal) / (4.0 * batch),
+            4.0 * batch
+        );
+        Ok(())
+    }
+
+    /// Peak memory against the size of the input.
+    fn memory(&self) -> Result<()> {
+        let counts = self.sequences.map_or(vec![20_000, 200_000, 5_000_000], |count| vec![count]);
+        for count in counts {
+            self.fasta(count, 50, 50)?;
+            let run = self.run("sim:2", "")?;
+            println!(
+                "memory: {count} sequences of 50 residues: orchestrator peak {} MiB, {:.1} s, {:.0} sequences/s",
+                run.peak_mib,
+                run.seconds,
+                count as f64 / run.seconds
+            );
+        }
+        Ok(())
+    }
+
+    fn median(&self, mut measure: impl FnMut() -> Result<f64>) -> Result<f64> {
+        let mut figures = (0..self.repeats.max(1)).map(|_| measure()).collect::<Result<Vec<_>>>()?;
+        figures.sort_by(f64::total_cmp);
+        Ok(figures[figures.len() / 2])
+    }
+
+    fn run(&self, devices: &str, program: &str) -> Result<Measured> {
+        let job = self.folder.join("job.toml");
+        let text = format!(
+            "input.fasta = \"orfs.fasta\"\noutput.directory = \"results\"\ndevices.use = \"{devices}\"\npacking.token_budget = {TOKEN_BUDGET}\n[telemetry]\nprogress = \"none\"\n"
+        );
+        std::fs::write(&job, text)?;
+        let results = self.folder.join("results");
+        let began = Instant::now();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_virnucpro-orch"))
+            .arg("run")
+            .arg(&job)
+            .env("VIRNUCPRO_SIM", format!("hidden={HIDDEN};{program}"))
+            .stderr(Stdio::null())
+            .spawn()?;
+        let log = results.join("run.log");
+        let (mut peak_kib, mut ready) = (0, None);
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            peak_kib = peak_kib.max(resident_peak_kib(child.id()).unwrap_or(0));
+            if ready.is_none() && std::fs::read_to_string(&log).is_ok_and(|log| log.contains(" ready ")) {
+                ready = Some(Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let seconds = began.elapsed().as_secs_f64();
+        let working_seconds = ready.map_or(seconds, |ready| ready.elapsed().as_secs_f64());
+        if !status.success() {
+            return Err(format!("the run ended with {status}").into());
+        }
+        let written_bytes = std::fs::read_dir(results.join("embeddings"))?
+            .map(|entry| Ok(entry?.metadata()?.len()))
+            .sum::<std::io::Result<u64>>()?;
+        std::fs::remove_dir_all(results)?;
+        Ok(Measured { seconds, working_seconds, written_bytes, peak_mib: peak_kib / 1024 })
+    }
+
+    fn fasta(&self, count: u64, shortest: u64, longest: u64) -> Result<PathBuf> {
+        self.fasta_residues(count, shortest, longest)?;
+        Ok(self.folder.join("orfs.fasta"))
+    }
+
+    /// Writes random proteins; returns their residues.
+    fn fasta_residues(&self, count: u64, shortest: u64, longest: u64) -> Result<u64> {
+        Ok(write_fasta(&self.folder.join("orfs.fasta"), count, shortest, longest)?)
+    }
+}
+
+fn resident_peak_kib(process: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+fn write_fasta(path: &Path, count: u64, shortest: u64, longest: u64) -> std::io::Result<u64> {
+    let mut out = BufWriter::new(File::create(path)?);
+    let mut state = 0x9E37_79B9_7F4A_7C15u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 33
+    };
+    let mut residues = 0;
+    let mut sequence = Vec::new();
+    for number in 0..count {
+        sequence.clear();
+        let length = shortest + random() % (longest - shortest + 1);
+        sequence.extend((0..length).map(|_| b"LAGVSERTIDPKQNFYMHWC"[(random() % 20) as usize]));
+        residues += sequence.len() as u64;
+        writeln!(out, ">orf_{number}")?;
+        out.write_all(&sequence)?;
+        out.write_all(b"\n")?;
+    }
+    out.flush()?;
+    Ok(residues)
+}
