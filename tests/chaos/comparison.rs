@@ -54,12 +54,14 @@ fn failed_lines(text: &str) -> Vec<&str> {
 
 /// Files that are meaningless once a run has ended.
 pub(crate) fn temporary_files(folder: &Path) -> Vec<String> {
+    let is_temporary =
+        |name: &str| name.ends_with(".tmp") || name.ends_with(".partial") || name == "stdin-new.fasta";
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_dir() {
             found.extend(temporary_files(&entry.path()));
-        } else if entry.file_name().to_string_lossy().ends_with(".tmp") {
+        } else if is_temporary(&entry.file_name().to_string_lossy()) {
             found.push(entry.path().display().to_string());
         }
     }

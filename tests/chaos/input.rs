@@ -1,10 +1,13 @@
 //! A handful of jobs, each with the result of an undisturbed run, computed once.
 
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::job::JobFolder;
 use crate::outcome::Outcome;
+use crate::process::Running;
 use crate::proteins::{Random, fasta, residues};
 
 /// Moments are drawn in parts of a run's usual time; shorter runs are measured too roughly.
@@ -24,6 +27,8 @@ pub(crate) struct Input {
     pub(crate) is_lethal: bool,
     /// Its parts are far larger than every other file.
     pub(crate) is_wide: bool,
+    /// It is the standard input.
+    pub(crate) is_redirected: bool,
     undisturbed: OnceLock<Undisturbed>,
 }
 
@@ -61,13 +66,17 @@ impl Input {
         crash.poison = "fault=crash@ordinal:33";
         crash.is_lethal = true;
         let one_by_one = Self::new("one-by-one", fasta(105, 24, lengths.clone()), 1);
-        let mut wide = Self::new("wide", fasta(106, 150, lengths), 30);
+        let mut wide = Self::new("wide", fasta(106, 150, lengths.clone()), 30);
         wide.poison = "hidden=512";
         wide.is_wide = true;
+        let mut redirected = Self::new("standard-input", fasta(108, 100, lengths), 20);
+        redirected.job = redirected.job.set("input.fasta", r#"["-"]"#);
+        redirected.poison = "fault=nan@ordinal:50";
+        redirected.is_redirected = true;
         let mut cpu = Self::new("cpu", fasta(107, 40, 20..60), 8);
         cpu.job = cpu.job.on_cpu();
         cpu.engine = InputEngine::Cpu;
-        vec![plain, rejected, per_residue, crash, one_by_one, wide, cpu]
+        vec![plain, rejected, per_residue, crash, one_by_one, wide, redirected, cpu]
     }
 
     fn new(name: &'static str, fasta: String, segment_sequences: u32) -> Self {
@@ -83,8 +92,22 @@ impl Input {
             engine: InputEngine::Simulated,
             is_lethal: false,
             is_wide: false,
+            is_redirected: false,
             undisturbed: OnceLock::new(),
         }
+    }
+
+    fn start(&self, command: &mut Command) -> Running {
+        if self.is_redirected {
+            Running::start_fed(command, &std::fs::read(self.fasta()).unwrap())
+        } else {
+            Running::start(command)
+        }
+    }
+
+    /// Its sequences.
+    pub(crate) fn fasta(&self) -> PathBuf {
+        self.job.at("proteins.fasta")
     }
 
     /// What a run without faults does.
@@ -95,7 +118,7 @@ impl Input {
             let usual = (0..USUAL_RUNS).map(|number| {
                 let mut command = self.job.command_into(&format!("undisturbed-{number}"));
                 command.env("VIRNUCPRO_SIM", format!("latency_us_per_batch=5000;{}", self.poison));
-                crate::process::run(&mut command).expect(exit_code).elapsed
+                self.start(&mut command).finish().expect(exit_code).elapsed
             });
             let usual = usual.min().unwrap_or_default().max(USUAL_MIN);
             let outcome = self.job.outcome("undisturbed-0");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use actors::part::{PartReader, PartRow, PartSchema, write_part};
@@ -192,7 +192,7 @@ fn a_session_that_hangs_is_refused_and_ended() {
     let input = input();
     let stderr = input.job.at("hang.stderr");
     let mut command = input.job.command_into("hang");
-    command.env("VIRNUCPRO_SIM", "fault=load-hang");
+    command.env("VIRNUCPRO_SIM", "fault=load-hang").stdin(Stdio::null());
     let deadlines = Deadlines { end: Duration::from_millis(700), leave: None };
     let refused = session::run(&mut command, &[], Duration::from_millis(100), &stderr, deadlines);
     assert_eq!(refused.err().as_deref(), Some("it has not ended after 700ms"));

@@ -65,6 +65,8 @@ pub(crate) struct Session {
     /// For `VIRNUCPRO_FAULTS`.
     pub(crate) faults: String,
     pub(crate) acts: Vec<Planned>,
+    /// Once standard input is stored, it is not given again.
+    pub(crate) gives_nothing_again: bool,
     /// The next session starts while workers of this one may still be leaving.
     pub(crate) is_followed_at_once: bool,
     /// Kinds of fault in it that leave a trace in what the program says.
@@ -165,12 +167,18 @@ impl<'a> Drawing<'a> {
         if self.session.acts.is_empty() && self.session.kinds.is_empty() {
             self.kill_orchestrator();
         }
-        if self.input.is_wide && self.one_in(2) {
+        if self.input.is_wide && !self.one_in(3) {
             self.full_disk(24 * 1024..40 * 1024);
         } else if SMALL_FILES_MEET_LIMITS && self.one_in(5) {
             self.full_disk(0..8 * 1024);
         }
+        self.session.gives_nothing_again = self.one_in(2);
         self.session.is_followed_at_once = self.one_in(2);
+        if self.input.engine == InputEngine::Simulated && self.one_in(4) {
+            // Two at least: a lasting fault of one must leave one that works.
+            let devices = self.random.within(2..7);
+            self.set("devices.use", format!(r#"["sim:{devices}"]"#));
+        }
         self.set("restart.restarts_per_device_max", self.restarts_max);
         if self.watches {
             self.set("restart.hang_ms", HANG_MS);
@@ -210,15 +218,15 @@ impl<'a> Drawing<'a> {
         if self.one_in(10) {
             self.lasting_fault();
         }
-        if self.one_in(12) {
-            let (rate, seed) = (self.random.within(2..10), self.random.within(0..1000));
+        if self.one_in(8) {
+            let (rate, seed) = (self.random.within(5..20), self.random.within(0..1000));
             self.simulate(Kind::CrashRate, format!("crash_rate=0.{rate:02};seed={seed}"));
         }
         if self.one_in(12) {
             let (factor, device) = (self.random.within(2..8), self.random.within(0..4));
             self.simulate(Kind::Slow, format!("slow={factor}@device:{device}"));
         }
-        if self.one_in(12) {
+        if self.one_in(8) {
             let limit = self.random.within(TOKENS_MAX..300);
             self.simulate(Kind::OomAboveTokens, format!("oom_above_tokens={limit}"));
         }
@@ -245,7 +253,7 @@ impl<'a> Drawing<'a> {
             (Kind::EngineError, "error"),
             (Kind::EngineLost, "lost"),
         ];
-        let (kind, name) = if self.one_in(8) {
+        let (kind, name) = if self.one_in(6) {
             self.watches = true;
             (Kind::EngineHang, "hang")
         } else {
@@ -277,15 +285,18 @@ impl<'a> Drawing<'a> {
             self.session.kinds.push(Kind::OrchestratorAborted);
             return;
         }
-        const POINTS: [(Kind, &str, u64); 9] = [
+        const POINTS: [(Kind, &str, u64); 11] = [
             (Kind::SupervisorPanicked, "supervisor", 30),
             (Kind::ReaderPanicked, "reader", 6),
             (Kind::ReaderThreadPanicked, "reader-thread", 6),
             // Once per worker at its start, then once a second.
-            (Kind::MonitorPanicked, "monitor", 4),
-            (Kind::PackerPanicked, "packer", 60),
-            (Kind::WriterPanicked, "writer", 40),
-            (Kind::WriterThreadPanicked, "writer-thread", 5),
+            (Kind::MonitorPanicked, "monitor", 3),
+            (Kind::PackerPanicked, "packer", 40),
+            (Kind::WriterPanicked, "writer", 24),
+            // Twice, for they are passed late: other faults are often quicker.
+            (Kind::WriterThreadPanicked, "writer-thread", 2),
+            (Kind::WriterThreadPanicked, "writer-thread", 4),
+            (Kind::MonitorPanicked, "monitor", 2),
             (Kind::TelemetryPanicked, "telemetry", 80),
             (Kind::InferencePanicked, "inference", 60),
         ];
@@ -304,16 +315,20 @@ impl<'a> Drawing<'a> {
         match self.random.within(0..20) {
             0..3 => self.kill_orchestrator(),
             3..7 => {
-                let pick = self.random.next();
-                self.plan(0, Act::KillWorker(pick));
+                let permille = self.random.within(0..1000);
+                // Perhaps all at once.
+                for _ in 0..[1, 1, 1, 2, 4][self.random.within(0..5) as usize] {
+                    let pick = self.random.next();
+                    self.plan_at(permille, 0, Act::KillWorker(pick));
+                }
             }
             7..13 => self.signals(),
-            13..15 => {
+            13..14 => {
                 let (pick, pause) = (self.random.next(), self.random.within(20..200));
                 let permille = self.plan(0, Act::SuspendWorker(pick));
                 self.plan_at(permille, pause, Act::ContinueWorkers);
             }
-            15..17 => {
+            14..17 => {
                 if !self.has(Kind::EngineHang) {
                     let (pick, pause) = (self.random.next(), HANG_MS + 1500);
                     self.watches = true;
@@ -378,8 +393,7 @@ impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {}, input {}:", self.seed, self.input_name)?;
         for (number, session) in self.sessions.iter().enumerate() {
-            let Session { damage, settings, simulation, faults, acts, is_followed_at_once, kinds: _ } =
-                session;
+            let Session { damage, settings, simulation, faults, acts, .. } = session;
             writeln!(f, "  session {number}")?;
             for damage in damage {
                 writeln!(f, "    before: {damage:?}")?;
@@ -394,7 +408,10 @@ impl fmt::Display for Schedule {
             for Planned { permille, then_ms, act } in acts {
                 writeln!(f, "    at {permille} thousandths of the usual time + {then_ms} ms: {act:?}")?;
             }
-            if *is_followed_at_once {
+            if session.gives_nothing_again {
+                writeln!(f, "    nothing on standard input once it is stored")?;
+            }
+            if session.is_followed_at_once {
                 writeln!(f, "    the next one starts at once")?;
             }
         }

@@ -57,7 +57,7 @@ impl Drop for Going<'_> {
     }
 }
 
-/// Runs the program under these acts; what it says goes to the file `stderr`.
+/// Runs the program under these acts, its standard input that of `command`; what it says goes to the file `stderr`.
 ///
 /// # Errors
 /// It hangs, or leaves workers behind.
@@ -69,7 +69,7 @@ pub(crate) fn run(
     deadlines: Deadlines,
 ) -> Result<Ended, String> {
     let mark = stderr.display().to_string();
-    command.env(MARK, &mark).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(stderr).unwrap());
+    command.env(MARK, &mark).stdout(Stdio::null()).stderr(File::create(stderr).unwrap());
     let started = Instant::now();
     let mut going = Going { child: command.spawn().unwrap(), mark: &mark, has_ended: false };
     let mut planned: Vec<(Duration, Act)> = acts.iter().map(|act| (act.moment(usual), act.act)).collect();

@@ -140,6 +140,7 @@ impl Kind {
 /// What happened in some trials.
 #[derive(Default)]
 pub(crate) struct Toll {
+    pub(crate) seeds: u64,
     pub(crate) sessions: u64,
     struck: BTreeMap<Kind, u64>,
 }
@@ -152,10 +153,16 @@ impl Toll {
 
     /// Adds what happened in other trials.
     pub(crate) fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
         self.sessions += other.sessions;
         for (&kind, times) in &other.struck {
             *self.struck.entry(kind).or_default() += times;
         }
+    }
+
+    /// Whether there were too few of a kind.
+    pub(crate) fn lacks(&self, least: u64) -> bool {
+        !self.rarer_than(least).is_empty()
     }
 
     /// Kinds of which there were too few.
@@ -167,7 +174,8 @@ impl Toll {
 
 impl fmt::Display for Toll {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} sessions, {} faults:", self.sessions, self.struck.values().sum::<u64>())?;
+        let faults: u64 = self.struck.values().sum();
+        write!(f, "{} seeds, {} sessions, {faults} faults:", self.seeds, self.sessions)?;
         for (kind, times) in &self.struck {
             write!(f, " {kind:?} {times}")?;
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::comparison;
@@ -25,6 +26,7 @@ const TAIL_LINES: usize = 40;
 /// # Errors
 /// A report for people: what went wrong, the schedule, how to see it again, what the program said.
 pub(crate) fn run(schedule: &Schedule, inputs: &[Input], toll: &mut Toll) -> Result<(), String> {
+    toll.seeds += 1;
     let input = &inputs[schedule.input];
     let name = format!("seed-{}", schedule.seed);
     let mut trial = Trial::new(input, &name);
@@ -105,6 +107,7 @@ impl<'a> Trial<'a> {
         let deadlines = Deadlines { leave, ..DEADLINES };
         let first_try = Instant::now();
         let ended = loop {
+            command.stdin(self.standard_input(session));
             let ended = session::run(&mut command, &session.acts, usual, stderr, deadlines)?;
             let is_kept_out =
                 ended.status.code() == Some(2) && ended.stderr.contains("another run is writing");
@@ -121,6 +124,16 @@ impl<'a> Trial<'a> {
             return Err(format!("without any fault it ended with {}", ended.status));
         }
         self.check(&before)
+    }
+
+    /// The sequences where they are expected there; nothing is enough once they are stored.
+    fn standard_input(&self, session: &Session) -> Stdio {
+        let is_stored = self.input.job.at(self.name).join("run.json").is_file();
+        if self.input.is_redirected && !(is_stored && session.gives_nothing_again) {
+            fs::File::open(self.input.fasta()).unwrap().into()
+        } else {
+            Stdio::null()
+        }
     }
 
     fn count(&self, session: &Session, ended: &session::Ended, toll: &mut Toll) {
