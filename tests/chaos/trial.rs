@@ -29,22 +29,18 @@ pub(crate) fn run(schedule: &Schedule, inputs: &[Input], toll: &mut Toll) -> Res
     toll.seeds += 1;
     let input = &inputs[schedule.input];
     let name = format!("seed-{}", schedule.seed);
-    let mut trial = Trial::new(input, &name);
+    let mut trial = caught(|| Ok(Trial::new(input, &name)))
+        .map_err(|problem| format!("CHAOS: undisturbed run of input {}: {problem}", input.name))?;
     let folder = input.job.at(&name);
     for (number, session) in schedule.sessions.iter().enumerate() {
         let last = number + 1 == schedule.sessions.len();
         let stderr = input.job.at(&format!("{name}.{number}.stderr"));
         let verify = last && schedule.verify;
-        // A failed assertion of what is shared with other tests must not lose the schedule.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let result = caught(|| {
             trial.session(session, &stderr, toll)?;
             if last { trial.finish(verify) } else { Ok(()) }
-        }));
-        let problem = match result {
-            Ok(Ok(())) => continue,
-            Ok(Err(problem)) => problem,
-            Err(panic) => actors::panic_message(&*panic),
-        };
+        });
+        let Err(problem) = result else { continue };
         return Err(format!(
             "CHAOS: session {number} of seed {}: {problem}\n{schedule}  to see it again: CHAOS_SEED={} cargo test \
              --test chaos -- --nocapture runs_under\n  kept: {}\n  standard error of session {number}:\n{}",
@@ -59,6 +55,12 @@ pub(crate) fn run(schedule: &Schedule, inputs: &[Input], toll: &mut Toll) -> Res
         fs::remove_file(input.job.at(&format!("{name}.{number}.stderr"))).unwrap();
     }
     Ok(())
+}
+
+/// A failed assertion of what is shared with other tests must not lose the schedule.
+fn caught<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(actors::panic_message(&*panic)))
 }
 
 fn tail(path: &Path) -> String {
