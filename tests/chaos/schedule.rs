@@ -18,6 +18,9 @@ const RESTARTS_PLENTY: u32 = 40;
 /// Whether a session waits for room also for `run.json` and `failed.tsv` at its start and end. While it does not, the
 /// limit on file sizes leaves room for them and strikes parts only.
 const SMALL_FILES_MEET_LIMITS: bool = false;
+/// Whether a device that fails every batch condemns no sequence even where another fault strikes that sequence on
+/// the last working device. While it may, nothing else strikes batches in a session with such a device.
+const A_BAD_DEVICE_NEVER_CONDEMNS: bool = false;
 /// The shortest silence of a worker that counts as a hang, whatever the job says.
 const HANG_MS: u64 = 1000;
 
@@ -137,11 +140,20 @@ struct Drawing<'a> {
     restarts_max: u32,
     /// Whether the program is to give up workers that are silent for [`HANG_MS`].
     watches: bool,
+    /// Whether nothing else may fail a batch.
+    spares_batches: bool,
 }
 
 impl<'a> Drawing<'a> {
     fn new(random: &'a mut Random, input: &'a Input) -> Self {
-        Self { random, input, session: Session::default(), restarts_max: RESTARTS_PLENTY, watches: false }
+        Self {
+            random,
+            input,
+            session: Session::default(),
+            restarts_max: RESTARTS_PLENTY,
+            watches: false,
+            spares_batches: false,
+        }
     }
 
     fn one_in(&mut self, n: u64) -> bool {
@@ -212,11 +224,14 @@ impl<'a> Drawing<'a> {
             self.simulate(Kind::AllDevicesLost, fault.to_owned());
             return;
         }
-        for _ in 0..self.random.within(0..3) {
-            self.passing_fault();
-        }
         if self.one_in(10) {
             self.lasting_fault();
+        }
+        if self.spares_batches {
+            return;
+        }
+        for _ in 0..self.random.within(0..3) {
+            self.passing_fault();
         }
         if self.one_in(8) {
             let (rate, seed) = (self.random.within(5..20), self.random.within(0..1000));
@@ -269,6 +284,7 @@ impl<'a> Drawing<'a> {
         let mild = [(Kind::EngineNan, "nan"), (Kind::EngineOom, "oom"), (Kind::EngineError, "error")];
         let lethal = [(Kind::EngineExit, "exit"), (Kind::EngineLost, "lost"), (Kind::LoadFails, "load-fail")];
         let (kind, name) = if self.input.is_lethal || self.one_in(2) {
+            self.spares_batches = !A_BAD_DEVICE_NEVER_CONDEMNS;
             mild[self.random.within(0..3) as usize]
         } else {
             lethal[self.random.within(0..3) as usize]
@@ -285,22 +301,26 @@ impl<'a> Drawing<'a> {
             self.session.kinds.push(Kind::OrchestratorAborted);
             return;
         }
-        const POINTS: [(Kind, &str, u64); 11] = [
+        const POINTS: [(Kind, &str, u64); 12] = [
             (Kind::SupervisorPanicked, "supervisor", 30),
             (Kind::ReaderPanicked, "reader", 6),
             (Kind::ReaderThreadPanicked, "reader-thread", 6),
             // Once per worker at its start, then once a second.
-            (Kind::MonitorPanicked, "monitor", 3),
+            (Kind::MonitorPanicked, "monitor", 2),
+            (Kind::MonitorPanicked, "monitor", 4),
             (Kind::PackerPanicked, "packer", 40),
+            (Kind::WriterPanicked, "writer", 12),
             (Kind::WriterPanicked, "writer", 24),
-            // Twice, for they are passed late: other faults are often quicker.
+            // The writer is reached late, and other faults are often quicker.
             (Kind::WriterThreadPanicked, "writer-thread", 2),
             (Kind::WriterThreadPanicked, "writer-thread", 4),
-            (Kind::MonitorPanicked, "monitor", 2),
             (Kind::TelemetryPanicked, "telemetry", 80),
             (Kind::InferencePanicked, "inference", 60),
         ];
         let (kind, name, until) = POINTS[self.random.within(0..POINTS.len() as u64) as usize];
+        if kind == Kind::InferencePanicked && self.spares_batches {
+            return;
+        }
         let number = self.random.within(0..until);
         if self.one_in(4) {
             self.session.faults = format!("{name}:{number}=abort");
@@ -314,6 +334,7 @@ impl<'a> Drawing<'a> {
     fn act(&mut self) {
         match self.random.within(0..20) {
             0..3 => self.kill_orchestrator(),
+            3..7 | 13..17 if self.spares_batches => {}
             3..7 => {
                 let permille = self.random.within(0..1000);
                 // Perhaps all at once.

@@ -77,7 +77,7 @@ pub(crate) struct Trial<'a> {
     name: &'a str,
     /// Files of standard error, the marks of the sessions so far.
     marks: Vec<String>,
-    /// Parts that were damaged and not yet written again.
+    /// Parts that were damaged, or whose lists of failed records were, and that are not yet written again.
     damaged: BTreeSet<String>,
 }
 
@@ -184,7 +184,9 @@ impl<'a> Trial<'a> {
             let expected = self.undisturbed.outcome.parts.get(&name);
             let expected = expected.ok_or_else(|| format!("`{name}` should not be there"))?;
             if fs::read(entry.path()).unwrap() == *expected {
-                self.damaged.remove(&name);
+                if self.has_its_failed_list(&name) {
+                    self.damaged.remove(&name);
+                }
             } else if !self.damaged.contains(&name) {
                 return Err(format!("`{name}` has a part's name but is not that part"));
             }
@@ -199,6 +201,14 @@ impl<'a> Trial<'a> {
             Some(part) => Err(format!("`{part}` is committed but is not there")),
             None => Ok(()),
         }
+    }
+
+    /// Whether the list of failed records of a part is there, if it has any.
+    fn has_its_failed_list(&self, part: &str) -> bool {
+        let number = part.strip_prefix("part-").and_then(|rest| rest.strip_suffix(".parquet")).unwrap();
+        let list = self.input.job.at(self.name).join(format!(".state/failed-{number}.tsv"));
+        let segment = number.parse::<u32>().unwrap().to_string();
+        list.exists() || self.undisturbed.outcome.run["segments"][segment]["failed"] == 0
     }
 
     /// What must hold in the end.
