@@ -73,6 +73,9 @@ pub(crate) struct RunArguments {
     /// Delete an earlier result in the output folder and start again
     #[arg(long)]
     pub(crate) fresh: bool,
+    /// Compute again the segments with records that no device could compute (stage `compute` in failed.tsv)
+    #[arg(long, conflicts_with = "fresh")]
+    pub(crate) retry_failed: bool,
 }
 
 #[derive(Args)]

@@ -1,8 +1,12 @@
 //! The command `export`: a complete result in another tool's format.
 
+use std::error::Error;
+
 use actors::manifest::{ResultFolder, RunStatus};
+use actors::part::PartError;
 
 use crate::cli::ExportArguments;
+use crate::export::ExportError;
 use crate::failure::{Exit, Failure};
 use crate::progress::grouped;
 use crate::verify::read_manifest;
@@ -14,11 +18,23 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
         let text = format!("`{}` is not complete", folder.0.display());
         return Err(Failure::new(Exit::Incomplete, text).hint("finish it with `run` first"));
     }
+    let incomplete = |error: &(dyn Error + 'static)| {
+        Failure::because(Exit::Incomplete, error)
+            .hint("the `run` command that made it computes what is missing or damaged; `verify` lists it")
+    };
+    for entry in manifest.segments.values() {
+        entry.check_size(&folder).map_err(|fault| incomplete(&fault))?;
+    }
     let parts: Vec<_> = manifest.segments.values().map(|entry| folder.0.join(&entry.part)).collect();
     let output = arguments.output.clone().unwrap_or_else(|| folder.0.join("export"));
     let summary =
         crate::export::export(&parts, arguments.to, &output, arguments.force, &manifest.model.source)
-            .map_err(|error| Failure::because(Exit::Failed, &error))?;
+            .map_err(|error| match &error {
+                ExportError::Part(PartError::Damaged { .. } | PartError::NotAPart { .. }) => {
+                    incomplete(&error)
+                }
+                _ => Failure::because(Exit::Failed, &error),
+            })?;
     crate::stderr::say(format_args!(
         "exported {} records to {}",
         grouped(summary.records),

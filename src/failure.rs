@@ -106,7 +106,11 @@ impl From<config::ConfigError> for Failure {
 
 impl From<InputError> for Failure {
     fn from(error: InputError) -> Self {
-        let exit = if error.is_bad_input() { Exit::BadInput } else { Exit::Failed };
+        let exit = match error {
+            InputError::NotAFile { .. } => Exit::Usage,
+            _ if error.is_bad_input() => Exit::BadInput,
+            _ => Exit::Failed,
+        };
         let failure = Self::because(exit, &error);
         match error.hint() {
             Some(hint) => failure.hint(hint),

@@ -7,12 +7,26 @@ use std::sync::{Mutex, OnceLock};
 
 use indicatif::MultiProgress;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::EnvFilter;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::failure::{Exit, Failure};
+
+/// The modules that log, as a filter may name them; those above them may be named, too.
+const MODULES: [&str; 10] = [
+    "actors::inference",
+    "actors::obstacle",
+    "actors::packer",
+    "actors::supervisor",
+    "actors::writer",
+    "virnucpro_orch::progress",
+    "virnucpro_orch::result_folder",
+    "virnucpro_orch::result_folder::lock",
+    "virnucpro_orch::run",
+    "virnucpro_orch::worker",
+];
 
 /// The progress bars on standard error, so that log lines are written above them.
 pub(crate) fn bars() -> &'static MultiProgress {
@@ -44,18 +58,49 @@ impl MakeWriter<'_> for AboveBars {
     }
 }
 
+/// Checks the filter of a job before anything is begun.
+///
+/// # Errors
+/// If it cannot be read, or names what never logs: it would let nothing through, and nobody would know why.
+pub(crate) fn check(telemetry: &config::Telemetry) -> Result<(), Failure> {
+    filter(&telemetry.log).map(drop)
+}
+
+fn filter(text: &str) -> Result<EnvFilter, Failure> {
+    let allowed = || {
+        let modules = MODULES.join(", ");
+        format!(
+            "levels are off, error, warn, info, debug and trace; modules are actors, virnucpro_orch, {modules}; \
+             as in \"info,actors::packer=debug\""
+        )
+    };
+    for directive in text.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let module = directive.split(['=', '[']).next().unwrap_or_default().trim();
+        if directive.parse::<LevelFilter>().is_err() && !module.is_empty() && !logs(module) {
+            let text =
+                format!("telemetry.log = {text:?}: `{module}` is neither a level nor a module that logs");
+            return Err(Failure::new(Exit::Usage, text).hint(allowed()));
+        }
+    }
+    // The actor framework wraps every line in a span of its own, which tells nobody anything.
+    EnvFilter::builder()
+        .parse(format!("{text},ractor=error"))
+        .map_err(|error| Failure::because(Exit::Usage, &error).hint(allowed()))
+}
+
+/// Whether a module, or one inside it, logs.
+fn logs(module: &str) -> bool {
+    let inside = |known: &str| {
+        known.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    MODULES.iter().any(|known| inside(known))
+}
+
 /// Starts logging for a run.
 ///
 /// On a terminal with a progress bar only warnings go to standard error; `run.log` gets everything that
 /// the job's filter lets through.
 pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, bar: bool) -> Result<(), Failure> {
-    let filter = |text: &str| {
-        // The actor framework wraps every line in a span of its own, which tells nobody anything.
-        EnvFilter::builder().parse(format!("{text},ractor=error")).map_err(|error| {
-            Failure::because(Exit::Usage, &error)
-                .hint("telemetry.log takes a level (error, warn, info, debug, trace) or a tracing filter")
-        })
-    };
     let file = File::options().create(true).append(true).open(log).map_err(|error| {
         Failure::new(Exit::Failed, format!("failed to open log `{}`: {error}", log.display()))
     })?;
@@ -95,4 +140,75 @@ pub(crate) fn start_in_worker() {
         .with_target(false)
         .with_writer(io::stderr)
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The modules below `folder` whose source logs.
+    fn logging_modules(folder: &Path, module: &str, found: &mut Vec<String>) {
+        let macros = ["error!(", "warn!(", "info!(", "debug!(", "trace!("];
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let stem = path.file_stem().unwrap().to_str().unwrap();
+            let inside = match stem {
+                "mod" | "lib" | "main" => module.to_owned(),
+                stem => format!("{module}::{stem}"),
+            };
+            if path.is_dir() {
+                logging_modules(&path, &inside, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let logs = |name: &str| text.contains(&["tracing::", name].concat());
+                if macros.into_iter().any(logs) {
+                    found.push(inside);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_module_that_logs_can_be_named_and_no_other() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut found = Vec::new();
+        for (folder, module) in [
+            ("src", "virnucpro_orch"),
+            ("actors/src", "actors"),
+            ("kernels/src", "kernels"),
+            ("config/src", "config"),
+        ] {
+            logging_modules(&root.join(folder), module, &mut found);
+        }
+        found.sort();
+        assert_eq!(found, MODULES);
+    }
+
+    #[test]
+    fn filters_that_match_nothing_are_refused() {
+        for text in [
+            "info",
+            "WARN",
+            "off",
+            "3",
+            "info,actors=debug",
+            "actors::packer=trace, warn",
+            "virnucpro_orch",
+            "[span]=debug",
+        ] {
+            assert!(filter(text).is_ok(), "{text}");
+        }
+        for (text, word) in [
+            ("zzz", "zzz"),
+            ("inf", "inf"),
+            ("info,actor=debug", "actor"),
+            ("info,actors::pack=debug", "actors::pack"),
+            ("kernels=debug", "kernels"),
+        ] {
+            let failure = filter(text).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(failure.line().contains(&format!("`{word}` is neither")), "{}", failure.line());
+        }
+        assert!(filter("actors=loud").is_err());
+    }
 }

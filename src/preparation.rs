@@ -215,6 +215,8 @@ fn keep_stdin(kept: &Path, fresh: bool) -> Result<Source, InputError> {
         }
     }
     std::fs::rename(&arriving, kept).map_err(spool)?;
+    // Segments are committed from now on that only these bytes can complete: the name must outlive a power cut.
+    actors::files::sync_folder_of(kept).map_err(spool)?;
     Ok(Source::spooled_stdin(kept))
 }
 

@@ -94,7 +94,7 @@ async fn show_lines(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
             devices = snapshot.devices.len(),
             restarts = snapshot.restarts,
             failed = snapshot.failed,
-            disk_full = snapshot.disk_full,
+            writing_paused = snapshot.disk_full,
             "progress"
         );
     }
@@ -102,7 +102,8 @@ async fn show_lines(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
 
 fn activity(snapshot: &Snapshot) -> &'static str {
     if snapshot.disk_full {
-        "disk full"
+        // For what reason, the log says.
+        "writing is paused"
     } else if snapshot.sequences_computed == 0 {
         "loading"
     } else {
@@ -152,6 +153,16 @@ pub(crate) fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pause_is_told_whatever_its_reason() {
+        let mut snapshot = Snapshot::default();
+        assert_eq!(activity(&snapshot), "loading");
+        snapshot.sequences_computed = 1;
+        assert_eq!(activity(&snapshot), "running");
+        snapshot.disk_full = true;
+        assert_eq!(activity(&snapshot), "writing is paused");
+    }
 
     #[test]
     fn numbers_and_times_read_well() {

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use actors::failed::{self, Stage};
 use actors::fasta::{FileDigest, FileStamp, InputError};
 use actors::identity::SegmentId;
 use actors::manifest::{
-    FORMAT, Manifest, ModelEntry, ResultFolder, RunStatus, SegmentEntry, Session, Totals,
+    FORMAT, Manifest, ModelEntry, PartFault, ResultFolder, RunStatus, SegmentEntry, Session, Totals,
 };
 use actors::part::PartSchema;
 use actors::restart::RestartPolicy;
-use actors::{Outcome, Run, RunEnd, RunPlan, WorkerCommand};
+use actors::{Outcome, Run, RunEnd, RunPlan, WorkerCommand, WriteError};
 use config::Job;
 use kernels::Pooling;
 
@@ -21,6 +22,9 @@ use crate::preparation::{self, Compute};
 use crate::result_folder::LockedFolder;
 use crate::signals::Target;
 use crate::{identity, logging, progress, signals, summary};
+
+/// What to say when results vanish under a run.
+const FOLDER_GONE: &str = "something removed or changed files of the result; what is gone is computed again";
 
 /// Runs a job to its end.
 pub(crate) fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
@@ -39,6 +43,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
 async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let target = Target::default();
     signals::listen(target.clone()).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    logging::check(&job.telemetry)?;
     let compute = preparation::compute(job)?;
     let locked = LockedFolder::open(&job.output.directory)?;
     let bar = progress::shows_bar(&job.telemetry);
@@ -76,7 +81,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let mut manifest = match Manifest::read(&locked.folder).map_err(|error| {
         Failure::because(Exit::Failed, &error).hint("--fresh deletes the earlier result and starts again")
     })? {
-        Some(manifest) => resume(&locked, manifest, &identity)?,
+        Some(manifest) => resume(&locked, manifest, &identity, arguments.retry_failed)?,
         None => {
             if locked.has_parts()? {
                 let text = format!("`{}` holds parts but no run.json", locked.folder.embeddings().display());
@@ -89,7 +94,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     if manifest.status == RunStatus::Done && is_complete(&manifest) {
         // `verify` sends here: what can be put right without computing is.
         locked.remove_uncommitted(&manifest)?;
-        assemble_failed(&locked.folder, &manifest)?;
+        write_failed(&locked.folder, &manifest).map_err(|error| Failure::because(Exit::Failed, &error))?;
         crate::stderr::say(format_args!("nothing to do: `{}` is complete", job.output.directory.display()));
         return Ok(finished(&manifest));
     }
@@ -115,7 +120,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let display = tokio::spawn(progress::show(job.telemetry.clone(), run.snapshots()));
     let end = run.ended().await;
     let _ = display.await;
-    conclude(arguments, &locked.folder, &compute, job, &earlier, end)
+    conclude(arguments, &locked.folder, &compute, job, &earlier, end, &target)
 }
 
 /// What the input is.
@@ -155,10 +160,13 @@ fn survey(
 }
 
 /// Takes over what an earlier session committed, after checking every part of it.
+///
+/// `retry_failed`: segments in which records failed for want of a device that computes them are given up.
 fn resume(
     locked: &LockedFolder,
     mut manifest: Manifest,
     identity: &BTreeMap<String, String>,
+    retry_failed: bool,
 ) -> Result<Manifest, Failure> {
     let differences = manifest.differences(identity);
     if !differences.is_empty() {
@@ -174,21 +182,38 @@ fn resume(
     let segments: Vec<(u32, SegmentEntry)> =
         manifest.segments.iter().map(|(&segment, entry)| (segment, entry.clone())).collect();
     for (segment, entry) in segments {
-        let lists_failed = entry.failed == 0 || locked.folder.failed_of(SegmentId(segment)).is_file();
-        let problem = match entry.check(&locked.folder) {
-            Ok(()) if lists_failed => continue,
-            Ok(()) => "its list of failed records is gone".to_owned(),
-            Err(fault) => actors::error_chain(&fault),
-        };
+        let Err(fault) = entry.check(&locked.folder) else { continue };
+        let problem = actors::error_chain(&fault);
         tracing::warn!(segment, problem, "committed part is damaged and will be computed again");
         manifest.revoke(SegmentId(segment));
         manifest.status = RunStatus::Running;
+    }
+    if retry_failed {
+        revoke_failed(&locked.folder, &mut manifest)?;
     }
     if !manifest.segments.is_empty() {
         let (segments, records) = (manifest.segments.len(), manifest.totals.records);
         tracing::info!(segments, records, of = manifest.counts.records, "resuming");
     }
     Ok(manifest)
+}
+
+/// Takes back the segments that list records which no device could compute.
+fn revoke_failed(folder: &ResultFolder, manifest: &mut Manifest) -> Result<(), Failure> {
+    let listing = manifest.segments.iter().filter(|(_, entry)| entry.failed > 0);
+    let segments: Vec<SegmentId> = listing.map(|(&segment, _)| SegmentId(segment)).collect();
+    for segment in segments {
+        let failed = failed::count_at(folder, segment, Stage::Compute).map_err(|error| {
+            let path = folder.failed_of(segment);
+            Failure::new(Exit::Failed, format!("failed to read `{}`: {error}", path.display()))
+        })?;
+        if failed > 0 {
+            tracing::info!(%segment, failed, "records that failed are tried again with their segment");
+            manifest.revoke(segment);
+            manifest.status = RunStatus::Running;
+        }
+    }
+    Ok(())
 }
 
 fn first_manifest(
@@ -294,6 +319,7 @@ fn conclude(
     job: &Job,
     earlier: &BTreeSet<u32>,
     end: RunEnd,
+    signals: &Target,
 ) -> Result<Exit, Failure> {
     let RunEnd { outcome, mut manifest, snapshot } = end;
     if let Some(session) = manifest.sessions.last_mut() {
@@ -301,14 +327,13 @@ fn conclude(
         session.tokens = snapshot.tokens_computed;
         session.restarts = snapshot.restarts;
     }
+    // Whether what is written now says more than what the last commit left on disk.
+    let mut matters = false;
     let failure = match outcome {
         Outcome::Finished => {
-            if manifest.segments.is_empty() {
-                write_empty_part(folder, compute, job, &mut manifest)?;
-            }
+            matters = true;
             if is_complete(&manifest) {
-                manifest.status = RunStatus::Done;
-                None
+                lost_since_committed(folder, &mut manifest)
             } else {
                 manifest.status = RunStatus::Failed;
                 let text = format!(
@@ -334,6 +359,7 @@ fn conclude(
         Outcome::InputFailed(error) => {
             manifest.status = RunStatus::Failed;
             if matches!(error, InputError::Changed { .. }) {
+                matters = true;
                 // What this session read may be of either content.
                 let segments: Vec<u32> = manifest.segments.keys().copied().collect();
                 for segment in segments.into_iter().filter(|segment| !earlier.contains(segment)) {
@@ -350,39 +376,98 @@ fn conclude(
         Outcome::WriteFailed(error) if error.is_folder_gone() => {
             manifest.status = RunStatus::Stopped;
             let failure = Failure::because(Exit::Resumable, &error);
-            Some(failure.hint("something removed a folder of the result; what is gone is computed again"))
+            Some(failure.hint(FOLDER_GONE))
         }
         Outcome::WriteFailed(error) => {
             manifest.status = RunStatus::Failed;
             Some(Failure::because(Exit::Failed, &error))
         }
     };
+    if let Some(failure) = &failure {
+        tracing::error!(error = failure.line(), "ended before the end");
+    } else {
+        manifest.status = RunStatus::Done;
+    }
     manifest.reason = failure.as_ref().map(Failure::line);
-    let written = assemble_failed(folder, &manifest)
-        .and_then(|()| manifest.write(folder).map_err(|error| Failure::because(Exit::Failed, &error)));
+    let mut write = || write_last_state(folder, compute, job, &mut manifest);
+    let written = if matters {
+        actors::write_when_possible(&folder.0, || signals.received().is_some(), write)
+    } else {
+        write().map(Some)
+    };
+    let to_go_on = |failure: Failure| {
+        let committed = progress::grouped(manifest.totals.records);
+        let records = progress::grouped(manifest.counts.records);
+        let command = same_command(arguments);
+        failure.hint(format!("{committed} of {records} records are committed; to go on: {command}"))
+    };
     match (failure, written) {
-        (None, Ok(())) => {
+        (None, Ok(Some(()))) => {
             tracing::info!(rows = manifest.totals.rows, failed = manifest.totals.failed, "done");
             summary::print(folder, &manifest, &snapshot);
             Ok(finished(&manifest))
         }
-        (None, Err(failure)) => Err(failure),
-        (Some(failure), _) => {
-            tracing::error!(error = failure.line(), "ended before the end");
-            let committed = progress::grouped(manifest.totals.records);
-            let records = progress::grouped(manifest.counts.records);
-            Err(failure.hint(format!(
-                "{committed} of {records} records are committed; to go on: {}",
-                same_command(arguments)
-            )))
+        (None, Ok(None)) => {
+            let signal = signals.received().unwrap_or("a signal");
+            let text = format!("stopped by {signal} before the end of the run could be written down");
+            Err(to_go_on(Failure::new(Exit::Resumable, text)))
+        }
+        (None, Err(error)) if error.is_folder_gone() => {
+            let failure = Failure::because(Exit::Resumable, &error);
+            Err(to_go_on(failure.hint(FOLDER_GONE)))
+        }
+        (None, Err(error)) => Err(Failure::because(Exit::Failed, &error)),
+        (Some(failure), written) => {
+            if let Err(error) = written {
+                let error = actors::error_chain(&error);
+                tracing::warn!(error, "the end of the session could not be written down");
+            }
+            Err(to_go_on(failure))
         }
     }
 }
 
-fn assemble_failed(folder: &ResultFolder, manifest: &Manifest) -> Result<(), Failure> {
-    actors::failed::assemble(folder, manifest).map_err(|error| {
-        Failure::new(Exit::Failed, format!("failed to write `{}`: {error}", folder.failed().display()))
-    })
+/// Takes back what somebody deleted or cut short after it was committed, so that nothing is called done that
+/// is not there. Parts are not read: what else may have happened to them is `verify`'s to find.
+fn lost_since_committed(folder: &ResultFolder, manifest: &mut Manifest) -> Option<Failure> {
+    let lost: Vec<(u32, PartFault)> = manifest
+        .segments
+        .iter()
+        .filter_map(|(&segment, entry)| {
+            let looked_at = entry.check_size(folder).and_then(|()| entry.check_failed_list(folder));
+            looked_at.err().map(|fault| (segment, fault))
+        })
+        .collect();
+    let (_, first) = lost.first()?;
+    let failure = Failure::because(Exit::Resumable, first);
+    for (segment, fault) in &lost {
+        tracing::warn!(
+            segment,
+            problem = actors::error_chain(fault),
+            "committed part was lost during the run"
+        );
+        manifest.revoke(SegmentId(*segment));
+    }
+    manifest.status = RunStatus::Stopped;
+    Some(failure.hint(FOLDER_GONE))
+}
+
+/// Writes what only the end of a session writes.
+fn write_last_state(
+    folder: &ResultFolder,
+    compute: &Compute,
+    job: &Job,
+    manifest: &mut Manifest,
+) -> Result<(), WriteError> {
+    if manifest.status == RunStatus::Done && manifest.segments.is_empty() {
+        write_empty_part(folder, compute, job, manifest)?;
+    }
+    write_failed(folder, manifest)?;
+    Ok(manifest.write(folder)?)
+}
+
+fn write_failed(folder: &ResultFolder, manifest: &Manifest) -> Result<(), WriteError> {
+    failed::assemble(folder, manifest).map_err(|source| WriteError::Failed { path: folder.failed(), source })
 }
 
 fn write_empty_part(
@@ -390,12 +475,11 @@ fn write_empty_part(
     compute: &Compute,
     job: &Job,
     manifest: &mut Manifest,
-) -> Result<(), Failure> {
+) -> Result<(), WriteError> {
     let segment = SegmentId(0);
     let part = ResultFolder::part_name(segment);
     let (schema, metadata) = (part_schema(job, compute), part_metadata(compute, &manifest.model.sha256));
-    let summary = actors::part::write_part(&folder.0.join(&part), &schema, &metadata, [])
-        .map_err(|error| Failure::because(Exit::Failed, &error))?;
+    let summary = actors::part::write_part(&folder.0.join(&part), &schema, &metadata, [])?;
     tracing::warn!("the input holds no records: the result is an empty table");
     manifest.commit(
         segment,

@@ -1,7 +1,7 @@
 //! Signals: the first stops in order, the second at once.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actors::{StopReason, Stopper, bounds};
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,16 +17,33 @@ pub(crate) fn survive_file_size_limits() {
 
 /// The run that signals stop; none while it is being prepared.
 #[derive(Clone, Default)]
-pub(crate) struct Target(Arc<Mutex<Option<Stopper>>>);
+pub(crate) struct Target(Arc<Mutex<Aim>>);
+
+#[derive(Default)]
+struct Aim {
+    run: Option<Stopper>,
+    received: Option<&'static str>,
+}
 
 impl Target {
     /// From now on a signal stops this run.
     pub(crate) fn set(&self, stopper: Stopper) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopper);
+        self.aim().run = Some(stopper);
+    }
+
+    /// The signal that came, if one did: what follows the run asks for itself.
+    pub(crate) fn received(&self) -> Option<&'static str> {
+        self.aim().received
+    }
+
+    fn aim(&self) -> MutexGuard<'_, Aim> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stop(&self, name: &'static str) {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        let mut aim = self.aim();
+        aim.received = Some(name);
+        match &aim.run {
             Some(stopper) => stopper.stop(StopReason::Signal(name)),
             None => {
                 // Nothing was begun: there is nothing to commit.

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use actors::identity::SegmentId;
-use actors::manifest::{Manifest, ResultFolder, RunStatus, SegmentEntry};
+use actors::manifest::{Manifest, ResultFolder, RunStatus, SegmentEntry, Totals};
 use actors::part::PartReader;
 
 use crate::cli::VerifyArguments;
@@ -24,7 +23,9 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
         }
     }
     let mut next = 0;
-    for (&segment, entry) in &manifest.segments {
+    let mut whole = Totals::default();
+    let mut parts = 0;
+    for entry in manifest.segments.values() {
         if entry.first_index != next {
             problems.push(format!("records {next} to {} are missing", entry.first_index.saturating_sub(1)));
         }
@@ -33,9 +34,10 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
             problems.push(actors::error_chain(&fault));
         } else if let Err(problem) = check_rows(&folder, entry) {
             problems.push(problem);
-        }
-        if entry.failed > 0 && !folder.failed_of(SegmentId(segment)).is_file() {
-            problems.push(format!("segment {segment:05}: its list of failed records is gone"));
+        } else {
+            whole.rows += entry.rows;
+            whole.failed += entry.failed;
+            parts += 1;
         }
     }
     if next != manifest.counts.records {
@@ -44,15 +46,14 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
     problems.extend(check_failed_list(&folder, &manifest));
     problems.extend(foreign_parts(&folder, &manifest));
 
-    let totals = &manifest.totals;
     let verdict = if problems.is_empty() { "complete" } else { "incomplete" };
     let mut text: String = problems.iter().map(|problem| format!("problem: {problem}\n")).collect();
     text += &format!(
         "{verdict}: {} records, {} embeddings, {} failed, {} parts\n",
         grouped(manifest.counts.records),
-        grouped(totals.rows),
-        grouped(totals.failed),
-        grouped(manifest.segments.len() as u64)
+        grouped(whole.rows),
+        grouped(whole.failed),
+        grouped(parts)
     );
     crate::stdout::print(&text)?;
     if problems.is_empty() {

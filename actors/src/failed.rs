@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io;
 
+use crate::identity::SegmentId;
 use crate::manifest::{Manifest, ResultFolder, write_whole};
 
 /// First line of `failed.tsv`.
@@ -18,6 +19,15 @@ pub enum Stage {
     Input,
     /// No device could compute it.
     Compute,
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Input => "input",
+            Self::Compute => "compute",
+        }
+    }
 }
 
 /// A record without an embedding.
@@ -43,14 +53,20 @@ pub fn to_lines(mut records: Vec<FailedRecord>) -> String {
     let mut lines = String::new();
     for record in &records {
         let FailedRecord { index, id, file, line, stage, reason } = record;
-        let stage = match stage {
-            Stage::Input => "input",
-            Stage::Compute => "compute",
-        };
+        let stage = stage.name();
         let [id, file, reason] = [id, file, reason].map(|text| text.replace(['\t', '\n', '\r'], " "));
         writeln!(lines, "{index}\t{id}\t{file}\t{line}\t{stage}\t{reason}").expect("writing to a string");
     }
     lines
+}
+
+/// How many records of a committed segment failed at `stage`, by its list.
+///
+/// # Errors
+/// Those of the file system.
+pub fn count_at(folder: &ResultFolder, segment: SegmentId, stage: Stage) -> io::Result<usize> {
+    let lines = std::fs::read_to_string(folder.failed_of(segment))?;
+    Ok(lines.lines().filter(|line| line.split('\t').nth(4) == Some(stage.name())).count())
 }
 
 /// Writes `failed.tsv` from the files of the committed segments.
@@ -61,7 +77,7 @@ pub fn assemble(folder: &ResultFolder, manifest: &Manifest) -> io::Result<()> {
     let mut text = HEADER.to_owned();
     for (&segment, entry) in &manifest.segments {
         if entry.failed > 0 {
-            text += &std::fs::read_to_string(folder.failed_of(crate::identity::SegmentId(segment)))?;
+            text += &std::fs::read_to_string(folder.failed_of(SegmentId(segment)))?;
         }
     }
     write_whole(&folder.failed(), text.as_bytes())

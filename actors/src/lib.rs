@@ -28,6 +28,7 @@ mod watchdog;
 mod writer;
 
 pub use inference::WorkerCommand;
+pub use obstacle::write_when_possible;
 pub use run::{Run, RunEnd, RunPlan, Stopper};
 pub use supervisor::{DevicePlan, Outcome, StopReason};
 pub use telemetry::{DeviceState, DeviceView, Snapshot};

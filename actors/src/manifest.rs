@@ -188,6 +188,16 @@ pub enum PartFault {
     /// It cannot be read as a part.
     #[error(transparent)]
     Unreadable(#[from] PartError),
+    /// It is shorter or longer than what was committed.
+    #[error("`{part}` holds {found} bytes, expected {expected}")]
+    Size {
+        /// The part.
+        part: String,
+        /// Bytes of the file.
+        found: u64,
+        /// Bytes in the manifest.
+        expected: u64,
+    },
     /// Its bytes are not those that were committed.
     #[error("`{part}` is not the file that was committed: SHA-256 {found}, expected {expected}")]
     Checksum {
@@ -398,8 +408,8 @@ impl Manifest {
 }
 
 impl SegmentEntry {
-    /// Checks the part against the manifest: readable footer, row count, checksum. A list of failed records,
-    /// if there is one, must be whole; that there must be one is the caller's to check.
+    /// Checks the part against the manifest: readable footer, row count, checksum; and, if records of the
+    /// segment failed, that their list is there and whole.
     ///
     /// # Errors
     /// See [`PartFault`].
@@ -421,7 +431,30 @@ impl SegmentEntry {
         self.check_failed_list(folder)
     }
 
-    fn check_failed_list(&self, folder: &ResultFolder) -> Result<(), PartFault> {
+    /// Checks that the part is there and as large as committed, without reading it.
+    ///
+    /// # Errors
+    /// [`PartFault::Size`]; [`PartFault::Unreadable`] if it is gone.
+    pub fn check_size(&self, folder: &ResultFolder) -> Result<(), PartFault> {
+        let path = folder.0.join(&self.part);
+        let found = match std::fs::metadata(&path) {
+            Ok(metadata) => metadata.len(),
+            Err(source) => return Err(PartError::Read { path, source }.into()),
+        };
+        if found != self.bytes {
+            return Err(PartFault::Size { part: self.part.clone(), found, expected: self.bytes });
+        }
+        Ok(())
+    }
+
+    /// Checks that the list of the segment's failed records is there and whole, if any failed.
+    ///
+    /// # Errors
+    /// [`PartFault::FailedList`].
+    pub fn check_failed_list(&self, folder: &ResultFolder) -> Result<(), PartFault> {
+        if self.failed == 0 {
+            return Ok(());
+        }
         let number =
             self.part.strip_prefix("embeddings/part-").and_then(|rest| rest.strip_suffix(".parquet"));
         let Some(number) = number.and_then(|number| number.parse().ok()) else { return Ok(()) };
@@ -429,11 +462,11 @@ impl SegmentEntry {
         let wrong =
             |reason: String| PartFault::FailedList { path: path.clone(), expected: self.failed, reason };
         let text = match std::fs::read_to_string(&path) {
-            Ok(text) if self.failed > 0 => text,
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound && self.failed > 0 => {
-                return Err(wrong(error.to_string()));
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(wrong("it is gone".to_owned()));
             }
-            Ok(_) | Err(_) => return Ok(()),
+            Err(error) => return Err(wrong(error.to_string())),
         };
         if !text.ends_with('\n') || text.lines().count() as u64 != self.failed {
             return Err(wrong(format!("it holds {} lines", text.lines().count())));
@@ -678,5 +711,23 @@ mod tests {
         }
         std::fs::write(&list, [0xff, b'\n', b'\n']).unwrap();
         assert!(entry.check_failed_list(&folder).is_err());
+        std::fs::remove_file(&list).unwrap();
+        let fault = entry.check_failed_list(&folder).unwrap_err();
+        assert!(fault.to_string().ends_with("it is gone"), "{fault}");
+        self::entry(3, 10, 0, 0).check_failed_list(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_part_that_is_gone_or_cut_short_is_told_by_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = ResultFolder(folder.path().to_owned());
+        std::fs::create_dir(folder.embeddings()).unwrap();
+        let entry = entry(2, 10, 0, 40);
+        let gone = entry.check_size(&folder).unwrap_err();
+        assert!(matches!(gone, PartFault::Unreadable(PartError::Read { .. })), "{gone}");
+        for (bytes, whole) in [(39, false), (41, false), (40, true)] {
+            std::fs::write(folder.0.join(&entry.part), vec![0; bytes]).unwrap();
+            assert_eq!(entry.check_size(&folder).is_ok(), whole, "{bytes} bytes");
+        }
     }
 }

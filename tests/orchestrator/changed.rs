@@ -51,6 +51,47 @@ fn nothing_made_of_an_input_that_was_written_to_is_kept() {
     assert_eq!(job.done_into("results").parts, undisturbed.parts);
 }
 
+#[test]
+fn what_is_taken_from_a_run_after_its_commit_is_missed_at_the_end() {
+    let text = fasta(84, 400, 50..90);
+    let job = || JobFolder::new(&text).simulating("latency_us_per_batch=10000;fault=nan@ordinal:5");
+    let whole = job();
+    whole.run_into("results").expect(3);
+    let whole = whole.outcome("results");
+    let (part, list) = ("embeddings/part-00000.parquet", ".state/failed-00000.tsv");
+    for (name, bytes_left, told) in [
+        (part, None, "No such file or directory"),
+        (part, Some(100), "`embeddings/part-00000.parquet` holds 100 bytes, expected"),
+        (part, Some(0), "`embeddings/part-00000.parquet` holds 0 bytes, expected"),
+        (list, None, "it is gone"),
+        (list, Some(3), "it holds 1 lines"),
+    ] {
+        let job = job();
+        let results = job.at("results");
+        let mut running = job.start_into("results");
+        running.wait_until("the first segment is committed", |_| {
+            crate::outcome::manifest(&results).is_some_and(|run| !run["segments"]["0"].is_null())
+        });
+        match bytes_left {
+            None => fs::remove_file(results.join(name)).unwrap(),
+            Some(bytes) => {
+                File::options().write(true).open(results.join(name)).unwrap().set_len(bytes).unwrap()
+            }
+        }
+        running.finish().expect(75).says([name, told, "to go on: virnucpro-orch run job.toml"]);
+        let run = crate::outcome::manifest(&results).unwrap();
+        assert_eq!(
+            (run["status"].as_str(), &run["segments"]["0"]),
+            (Some("stopped"), &serde_json::Value::Null)
+        );
+        job.run_into("results").expect(3);
+        let mended = job.outcome("results");
+        assert_eq!(mended.parts, whole.parts, "{told}");
+        assert_eq!(mended.failed_records().len(), 1, "{told}");
+        assert_eq!(mended.run["segments"], whole.run["segments"], "{told}");
+    }
+}
+
 /// A run that has committed a segment and has more to read.
 fn halfway(job: &JobFolder) -> Running {
     let results = job.at("results");

@@ -142,6 +142,8 @@ fn completions_are_scripts_of_their_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&mut program(["completions", shell])).expect(0);
         assert!(script.stdout.contains("virnucpro-orch") && script.stderr.is_empty(), "{shell}");
+        assert!(script.stdout.contains("verify") && script.stdout.contains("retry-failed"), "{shell}");
+        assert!(!script.stdout.contains("worker"), "{shell} offers a hidden command");
         if shell == "bash" && Command::new("bash").arg("--version").output().is_ok() {
             let file = tempfile::NamedTempFile::new().unwrap();
             fs::write(file.path(), script.stdout).unwrap();
@@ -183,6 +185,20 @@ fn logs_go_to_standard_error_and_to_the_folder() {
     for line in lines {
         assert!(serde_json::from_str::<Value>(line).unwrap().is_object(), "{line}");
     }
+}
+
+#[test]
+fn a_log_filter_that_lets_nothing_through_is_refused_before_anything_is_made() {
+    let job = JobFolder::new(fasta(94, 20, 20..60)).set("telemetry.log", "zzz");
+    job.run_into("results").expect(2).says([
+        "telemetry.log = \"zzz\": `zzz` is neither a level nor a module",
+        "hint: levels are off, error, warn, info, debug and trace",
+        "actors::packer",
+    ]);
+    assert!(!job.at("results").exists());
+    let job = JobFolder::new(fasta(94, 20, 20..60)).set("telemetry.log", "error,actors::writer=info");
+    let told = job.run_into("results").expect(0).stderr;
+    assert!(told.contains("segment committed") && !told.contains("starting"), "{told}");
 }
 
 #[test]

@@ -118,6 +118,69 @@ fn a_full_disk_pauses_the_run_until_there_is_room() {
     job.outcome("results").assert_same(&undisturbed, "after room was made");
 }
 
+/// Most records cannot be used and have long ids: `failed.tsv`, which only the end of a run writes, is larger
+/// than any file before it.
+fn job_with_a_long_list() -> JobFolder {
+    let records = fasta(62, 300, 20..100).replace("\n>", "\n\n>");
+    let records = records.split("\n\n").enumerate().map(|(number, record)| {
+        let bad = || format!(">bad{number}{}\nMKV1\n", "x".repeat(900));
+        if number % 6 == 0 { format!("{record}\n") } else { bad() }
+    });
+    JobFolder::new(records.collect::<String>()).set("input.on_bad_record", "skip").simulating(WIDE)
+}
+
+#[test]
+fn what_the_end_of_a_run_writes_waits_for_room_too() {
+    let job = job_with_a_long_list();
+    job.run_into("undisturbed").expect(3);
+    let undisturbed = job.outcome("undisturbed");
+    let results = job.at("results");
+    for signalled in [false, true] {
+        let _ = fs::remove_dir_all(&results);
+        let mut run = start_limited(&job, 256);
+        run.wait_for("file size limit reached: writing is paused");
+        let manifest = crate::outcome::manifest(&results).unwrap();
+        assert_eq!((segments_committed(&results), &manifest["status"]), (5, &"running".into()));
+        if signalled {
+            run.signal(Signal::TERM);
+            run.finish().expect(75).says([
+                "stopped by SIGTERM before the end of the run could be written down",
+                "300 of 300 records are committed; to go on: virnucpro-orch run",
+            ]);
+            job.run_into("results").expect(3);
+        } else {
+            let process = Pid::from_raw(run.id() as i32);
+            prlimit(process, Resource::Fsize, Rlimit { current: None, maximum: None }).unwrap();
+            run.finish().expect(3).says(["there is room again: writing goes on"]);
+        }
+        job.outcome("results").assert_same(&undisturbed, "after the end had waited");
+    }
+}
+
+#[test]
+fn a_disk_that_fills_after_the_last_commit_pauses_the_end_of_the_run() {
+    let job = job_with_a_long_list();
+    job.run_into("undisturbed").expect(3);
+    let undisturbed = job.outcome("undisturbed");
+    let disk = job.at("results");
+    let Some(_disk) = SmallDisk::mount(&disk, "size=4m") else { return };
+    // Room for all but half of the list that comes last.
+    let mut used = 0;
+    for folder in ["undisturbed", "undisturbed/embeddings", "undisturbed/.state"] {
+        let files = fs::read_dir(job.at(folder)).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+        used += files.filter(|file| file.is_file()).map(|file| file.len().div_ceil(4096) * 4096).sum::<u64>();
+    }
+    let ballast = disk.join("ballast");
+    let bytes = (4 << 20) - used as usize + undisturbed.failed.len() / 2;
+    fs::write(&ballast, vec![1u8; bytes]).unwrap();
+    let mut run = job.start_into("results");
+    run.wait_for("disk full: writing is paused");
+    assert_eq!(segments_committed(&disk), 5);
+    fs::remove_file(&ballast).unwrap();
+    run.finish().expect(3).says(["there is room again: writing goes on"]);
+    job.outcome("results").assert_same(&undisturbed, "after room was made");
+}
+
 /// A folder that cannot be written to by anybody, through a mount of its own; gone when dropped.
 ///
 /// A file system with files open for writing, as the log of a run is, cannot be remounted; a view of one of

@@ -109,12 +109,22 @@ fn an_export_is_overwritten_only_if_asked() {
 }
 
 #[test]
-fn a_damaged_part_is_not_exported() {
+fn a_result_with_missing_or_damaged_parts_is_incomplete() {
     let job = job();
     let whole = job.done_into("results");
-    let mut bytes = whole.parts["part-00001.parquet"].clone();
-    bytes.truncate(bytes.len() / 2);
-    fs::write(job.at("results/embeddings/part-00001.parquet"), bytes).unwrap();
-    export(&job, "npy", &[]).expect(1).says(["part-00001.parquet"]);
-    assert!(!job.at("results/export/embeddings.npy").exists());
+    let name = "part-00001.parquet";
+    let path = job.at("results/embeddings").join(name);
+    let bytes = &whole.parts[name];
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2..].fill(0);
+    for damage in [None, Some(&bytes[..bytes.len() - 1]), Some(&damaged[..])] {
+        match damage {
+            None => fs::remove_file(&path).unwrap(),
+            Some(bytes) => fs::write(&path, bytes).unwrap(),
+        }
+        export(&job, "npy", &[]).expect(4).says([name, "hint: the `run` command"]);
+        assert!(!job.at("results/export/embeddings.npy").exists());
+    }
+    job.run_into("results").expect(0);
+    export(&job, "npy", &[]).expect(0);
 }

@@ -251,6 +251,37 @@ fn standard_input_is_read_from_a_pipe_and_kept_for_resuming() {
     Running::start_fed(&mut fresh, b">other\nMKV\n").finish().expect(0).says(["1, 3 residues"]);
 }
 
+#[test]
+fn the_name_of_what_was_piped_in_is_on_disk_before_anything_is_made_of_it() {
+    let job = JobFolder::new("").set("input.fasta", "-");
+    let mut command = job.command_into("results");
+    command.env("VIRNUCPRO_FAULTS", format!("file-trace={}", job.at("trace").display()));
+    Running::start_fed(&mut command, fasta(56, 10, 20..60).as_bytes()).finish().expect(0);
+    let trace = fs::read_to_string(job.at("trace")).unwrap();
+    let state = format!("sync-folder\t{}", job.at("results/.state").canonicalize().unwrap().display());
+    // No record failed, so that nothing else is written there.
+    let synced = trace.lines().position(|line| line == state);
+    let first = trace.lines().position(|line| line.starts_with("create\t"));
+    assert!(synced.is_some() && synced < first, "{trace}");
+}
+
+#[test]
+fn pipes_and_devices_cannot_be_named_as_files() {
+    let job = JobFolder::new("");
+    let made = std::process::Command::new("mkfifo").arg(job.at("pipe.fasta")).status();
+    assert!(made.unwrap().success());
+    for name in ["pipe.fasta", "/dev/null"] {
+        for command in ["plan", "run"] {
+            let mut command = job.command(command);
+            run(command.arg("--set").arg(format!("input.fasta=[\"{name}\"]"))).expect(2).says([
+                name,
+                "is not a regular file",
+                "give a pipe as `-`",
+            ]);
+        }
+    }
+}
+
 /// A pipe ends the same way whether its writer was through or died: plain FASTA cut within the residues of a
 /// record is whole FASTA. What can be told is told; what cannot is caught when the whole input comes.
 #[test]

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::job::JobFolder;
+use crate::outcome::committed_files;
+use crate::process::run;
 use crate::proteins::{Random, fasta, residues};
 
 /// Input ordinal of the poison sequence.
@@ -98,4 +100,44 @@ fn several_poison_sequences_are_all_found() {
     assert_eq!(outcome.rows().len(), 193);
     let expected = clean.by_id();
     assert!(outcome.by_id().iter().all(|(id, embedding)| &expected[id] == embedding));
+}
+
+#[test]
+fn what_no_device_could_compute_is_tried_again_when_asked() {
+    let undisturbed = JobFolder::new(proteins()).done_into("results");
+    let job = JobFolder::new(proteins()).simulating(&format!("fault=nan@ordinal:{POISON}"));
+    job.run_into("results").expect(3);
+    let before = committed_files(&job.at("results"));
+    let retry = |job: &JobFolder| run(job.command_into("results").arg("--retry-failed"));
+    // Still poisoned: tried, and listed again.
+    retry(&job).expect(3).says(["records that failed are tried again", "sequence quarantined"]);
+    assert_eq!(job.outcome("results").failed_records().len(), 3);
+
+    let job = job.simulating("");
+    // Without the word, a finished result is left alone.
+    job.run_into("results").expect(3).says(["nothing to do"]);
+    retry(&job).expect(0).says(["records that failed are tried again with their segment"]);
+    // The path of the input is in no line: none is left.
+    let healed = job.outcome("results");
+    for key in ["segments", "totals", "status"] {
+        assert_eq!(healed.run[key], undisturbed.run[key], "{key}");
+    }
+    assert_eq!((healed.parts, healed.failed), (undisturbed.parts, undisturbed.failed));
+    // Only the segment that listed them was computed again.
+    let mut after = committed_files(&job.at("results"));
+    let mut before = before;
+    let part = "embeddings/part-00001.parquet";
+    assert!(before.remove(part) != after.remove(part));
+    assert_eq!(after, before);
+    retry(&job).expect(0).says(["nothing to do"]);
+    run(job.command_into("results").args(["--retry-failed", "--fresh"]))
+        .expect(2)
+        .says(["cannot be used with"]);
+}
+
+#[test]
+fn a_record_that_cannot_be_used_is_not_tried_again() {
+    let job = JobFolder::new(">a\nMKV\n>b\nMK1\n>c\nWWW\n").set("input.on_bad_record", "skip");
+    job.run_into("results").expect(3);
+    run(job.command_into("results").arg("--retry-failed")).expect(3).says(["nothing to do"]);
 }

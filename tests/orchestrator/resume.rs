@@ -76,7 +76,7 @@ fn a_lost_list_of_failed_records_is_made_again() {
     job.run_into("results").expect(3);
     let whole = job.outcome("results");
     fs::remove_file(job.at("results/.state/failed-00001.tsv")).unwrap();
-    job.run_into("results").expect(3).says(["its list of failed records is gone"]);
+    job.run_into("results").expect(3).says(["failed records of its segment: it is gone"]);
     job.outcome("results").assert_same(&whole, "after its list was deleted");
 }
 

@@ -41,6 +41,7 @@ fn a_missing_part_is_told_and_run_mends_it() {
     let whole = job.done_into("results");
     fs::remove_file(job.at("results/embeddings/part-00001.parquet")).unwrap();
     incomplete(&job, "part-00001.parquet");
+    incomplete(&job, "incomplete: 200 records, 136 embeddings, 0 failed, 3 parts");
     job.run_into("results").expect(0);
     verify(&job).expect(0);
     job.outcome("results").assert_same(&whole, "mended");
@@ -96,7 +97,7 @@ fn lists_of_failed_records_are_checked() {
     incomplete(&job, "failed.tsv` lists 0 records, expected 1");
     fs::write(&failed, text).unwrap();
     fs::remove_file(job.at("results/.state/failed-00002.tsv")).unwrap();
-    incomplete(&job, "its list of failed records is gone");
+    incomplete(&job, "failed records of its segment: it is gone");
 }
 
 #[test]
