@@ -78,11 +78,29 @@ impl LockedFolder {
     pub(crate) fn remove_uncommitted(&self, manifest: &Manifest) -> Result<(), Failure> {
         let committed: Vec<String> =
             manifest.segments.keys().map(|&id| ResultFolder::part_name(SegmentId(id))).collect();
+        self.remove_temporary()?;
         // A journal is of use until its segment is committed.
         for &id in manifest.segments.keys() {
             remove(&self.folder.journal_of(SegmentId(id)))?;
         }
         self.remove_parts_except(&committed)
+    }
+
+    /// Deletes what a killed run was writing under a temporary name, beside the parts.
+    fn remove_temporary(&self) -> Result<(), Failure> {
+        for folder in [self.folder.0.clone(), self.folder.state()] {
+            for path in list(&folder)? {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let ours = ["run.json", "failed.tsv", "failed-", "stdin"];
+                let is_ours = name.strip_prefix('.').is_some_and(|rest| {
+                    rest.ends_with(".tmp") && ours.iter().any(|ours| rest.starts_with(ours))
+                });
+                if is_ours || name == "stdin-new.fasta.partial" {
+                    remove(&path)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether the folder holds parts.

@@ -109,8 +109,11 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     manifest.token_budget = compute.packing.token_budget;
     let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     manifest.sessions.push(Session { started_unix_s, elapsed_s: 0.0, tokens: 0, restarts: 0 });
-    manifest.write(&locked.folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    // First, since it may make the room that the manifest needs.
     locked.remove_uncommitted(&manifest)?;
+    // A signal ends the program here: nothing was begun.
+    actors::write_when_possible(&locked.folder.0, || false, || manifest.write(&locked.folder))
+        .map_err(|error| Failure::because(Exit::Failed, &error))?;
 
     let earlier: BTreeSet<u32> = manifest.segments.keys().copied().collect();
     let run = Run::start(run_plan(job, &compute, &locked.folder, sources, stamps, manifest))
@@ -345,16 +348,7 @@ fn conclude(
         }
         Outcome::Stopped(reason) => {
             manifest.status = RunStatus::Stopped;
-            let failure = Failure::because(Exit::Resumable, &reason);
-            if manifest.segments.len() > earlier.len() || snapshot.tokens_computed == 0 {
-                Some(failure)
-            } else {
-                Some(failure.hint(format!(
-                    "no segment was finished in this session of {}: if sessions are never longer, lower \
-                     output.segment_sequences (with --fresh), or the job will not end",
-                    progress::duration(snapshot.elapsed_s)
-                )))
-            }
+            Some(Failure::because(Exit::Resumable, &reason))
         }
         Outcome::InputFailed(error) => {
             manifest.status = RunStatus::Failed;

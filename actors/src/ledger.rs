@@ -73,6 +73,8 @@ pub enum Verdict {
 
 /// Failures in a row, whatever the batches, after which a device must pass a trial before it gets more.
 const DOUBT_AFTER: u32 = 4;
+/// Failures of a lone sequence on each of two devices, where there are two, before it is set aside.
+const SAYS_NEEDED: u32 = 2;
 /// At the end of the input, no batch is cut below this part of the budget to share out the rest: smaller
 /// ones keep no device busy.
 const TAIL_PART_MIN: u32 = 8;
@@ -104,8 +106,8 @@ struct BatchEntry {
     turn: Turn,
     /// It took a worker with it while its sequence stood alone.
     lethal: bool,
-    /// Devices on which its sequence failed while it stood alone.
-    failed_on: BTreeSet<DeviceIndex>,
+    /// How often its sequence failed on each device while it stood alone.
+    failed_on: BTreeMap<DeviceIndex, u32>,
     holder: Option<Worker>,
     /// Order of leasing: a worker runs its leases in this order.
     leased_at: u64,
@@ -254,7 +256,7 @@ impl Ledger {
         let suits = |batch: &BatchId| {
             let entry = &self.batches[batch];
             (alive || !entry.lethal)
-                && !(entry.failed_on.contains(&worker.device) && self.another_could(&entry.failed_on))
+                && !(self.has_spoken(&entry.failed_on, worker.device) && self.is_undecided(&entry.failed_on))
         };
         let next = self.pending.iter().find(|(_, _, batch)| suits(batch)).filter(|_| !is_doubted).copied();
         let batch = match next {
@@ -442,9 +444,16 @@ impl Ledger {
         })
     }
 
-    /// Whether there is a device on which it has not failed yet.
-    fn another_could(&self, failed_on: &BTreeSet<DeviceIndex>) -> bool {
-        self.expected.iter().any(|device| !failed_on.contains(device))
+    /// Whether a device has said often enough that a sequence cannot be computed. Once may be the device's
+    /// own fault, above all when it dies.
+    fn has_spoken(&self, failed_on: &BTreeMap<DeviceIndex, u32>, device: DeviceIndex) -> bool {
+        failed_on.get(&device).is_some_and(|&times| times >= SAYS_NEEDED.min(self.attempts_max))
+    }
+
+    /// Whether a second device must be heard, and there is one: a single bad device condemns nothing.
+    fn is_undecided(&self, failed_on: &BTreeMap<DeviceIndex, u32>) -> bool {
+        let spoken = failed_on.keys().filter(|device| self.has_spoken(failed_on, **device)).count();
+        spoken < 2 && self.expected.iter().any(|device| !self.has_spoken(failed_on, *device))
     }
 
     fn judge(
@@ -461,7 +470,7 @@ impl Ledger {
         let alone = entry.sequences.len() == 1;
         entry.lethal |= alone && matches!(error, EngineError::Device(_));
         if alone {
-            entry.failed_on.insert(worker.device);
+            *entry.failed_on.entry(worker.device).or_insert(0) += 1;
         }
         match error {
             EngineError::OutOfMemory { .. } if !alone => return vec![self.halve(batch, entry, 0)],
@@ -475,8 +484,7 @@ impl Ledger {
             | EngineError::Model(_) => {}
         }
         entry.attempts += 1;
-        // One bad device condemns nothing: a second one judges, where there is one.
-        let undecided = alone && entry.failed_on.len() == 1 && self.another_could(&entry.failed_on);
+        let undecided = alone && self.is_undecided(&entry.failed_on);
         if entry.attempts < self.attempts_max || undecided {
             let attempts = entry.attempts;
             self.requeue(batch, entry, Turn::Suspect);
@@ -538,7 +546,7 @@ impl Ledger {
             exact,
             turn,
             lethal: false,
-            failed_on: BTreeSet::new(),
+            failed_on: BTreeMap::new(),
             holder: None,
             leased_at: 0,
         };
@@ -945,6 +953,37 @@ mod tests {
         assert_eq!(ledger.lease(worker(0, 5)), None);
         ledger.complete(worker(0, 5), trial.batch, DONE).unwrap();
         assert_eq!(ledger.lease(worker(0, 5)).unwrap().sequences, [0]);
+    }
+
+    #[test]
+    fn a_bad_device_and_a_single_crash_elsewhere_condemn_nothing() {
+        let mut ledger = Ledger::new(3, BUDGET);
+        for device in 0..2 {
+            ledger.expect_device(DeviceIndex(device), None);
+        }
+        ledger.open_segment(SEGMENT, vec![10; 1], vec![vec![0]]);
+        let (bad, good) = (worker(0, 0), worker(1, 0));
+        let overflow = EngineError::NonFinite { sequences: vec![0] };
+        // In fp32 from then on.
+        let lease = ledger.lease(bad).unwrap();
+        ledger.fail(bad, lease.batch, &overflow).unwrap();
+        let lease = ledger.lease(good).unwrap();
+        ledger.lose(good, "unplugged");
+        assert_eq!(lease.sequences, [0]);
+        // The bad device asks again and again; it is heard twice, then no more.
+        for _ in 0..2 {
+            let lease = ledger.lease(bad).unwrap();
+            let verdicts = ledger.fail(bad, lease.batch, &overflow).unwrap();
+            assert!(matches!(verdicts[..], [Verdict::Requeued { .. }]), "{verdicts:?}");
+        }
+        assert_eq!(ledger.lease(bad), None);
+        let good = worker(1, 1);
+        let trial = ledger.lease(good).unwrap();
+        assert!(trial.sequences.is_empty(), "it died with this sequence before");
+        ledger.complete(good, trial.batch, DONE).unwrap();
+        let lease = ledger.lease(good).unwrap();
+        ledger.complete(good, lease.batch, DONE).unwrap();
+        assert!(ledger.is_settled(SEGMENT));
     }
 
     /// Works through 40 equal batches on devices of these speeds, tokens per microsecond; returns the time

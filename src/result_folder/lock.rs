@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actors::bounds;
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,10 @@ use crate::failure::Exit;
 const REFRESH: Duration = Duration::from_secs(30);
 /// Age of the last sign of life from which an owner elsewhere counts as dead: several were missed.
 const DEAD_AFTER: Duration = Duration::from_secs(120);
+/// How long the lock of a dead owner may still be held: by its children, which leave when it is gone.
+const DEAD_HOLDS_MAX: Duration = Duration::from_secs(2);
+/// Pause between two looks at such a lock.
+const DEAD_POLL: Duration = Duration::from_millis(10);
 /// Longest record that is read; ours take a few hundred bytes.
 const RECORD_BYTES_MAX: u64 = 4096;
 /// Linux' number for a file system without lock service, for which the library has no name.
@@ -168,9 +172,24 @@ impl Lock {
         let mut options = File::options();
         let file = options.create(true).truncate(false).read(true).write(true).open(path);
         let file = file.map_err(failed("open"))?;
-        let got = system_lock(&file).map_err(failed("lock"))?;
-        let found = read_record(&file).map_err(failed("read"))?;
-        let owner: Option<Owner> = serde_json::from_slice(&found).ok();
+        let began = Instant::now();
+        let (got, found, owner) = loop {
+            let got = system_lock(&file).map_err(failed("lock"))?;
+            let found = read_record(&file).map_err(failed("read"))?;
+            let owner: Option<Owner> = serde_json::from_slice(&found).ok();
+            let is_dead = |owner: &Owner| {
+                let here = Owner::this(false);
+                owner.shares_machine_with(&here)
+                    && owner.pid_namespace == here.pid_namespace
+                    && lives(owner.pid, owner.start_ticks) == Some(false)
+            };
+            // A child that a killed run was just starting holds the lock until it becomes a worker.
+            let passes = matches!(got, SystemLock::Taken) && owner.as_ref().is_some_and(is_dead);
+            if !passes || began.elapsed() > DEAD_HOLDS_MAX {
+                break (got, found, owner);
+            }
+            std::thread::sleep(DEAD_POLL);
+        };
         let described = || match &owner {
             Some(owner) => owner.described(),
             None => String::from_utf8_lossy(&found).trim().to_owned(),

@@ -10,7 +10,7 @@ use crate::toll::Kind;
 
 /// Whether a session deletes temporary files beside those of parts that it does not write again. While it does not,
 /// such files are not put there.
-const EVERY_TEMPORARY_FILE_IS_DELETED: bool = false;
+const EVERY_TEMPORARY_FILE_IS_DELETED: bool = true;
 
 /// A change to a result folder; the number picks among what is there.
 #[derive(Clone, Copy, Debug)]

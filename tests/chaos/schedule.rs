@@ -17,10 +17,10 @@ const DISTURBED_SESSIONS_MAX: u64 = 4;
 const RESTARTS_PLENTY: u32 = 40;
 /// Whether a session waits for room also for `run.json` and `failed.tsv` at its start and end. While it does not, the
 /// limit on file sizes leaves room for them and strikes parts only.
-const SMALL_FILES_MEET_LIMITS: bool = false;
+const SMALL_FILES_MEET_LIMITS: bool = true;
 /// Whether a device that fails every batch condemns no sequence even where another fault strikes that sequence on
 /// the last working device. While it may, nothing else strikes batches in a session with such a device.
-const A_BAD_DEVICE_NEVER_CONDEMNS: bool = false;
+const A_BAD_DEVICE_NEVER_CONDEMNS: bool = true;
 /// The shortest silence of a worker that counts as a hang, whatever the job says.
 const HANG_MS: u64 = 1000;
 

@@ -15,7 +15,7 @@ use crate::toll::{Kind, Toll};
 
 /// Whether a run that was killed while it started a worker never keeps its successor out. While it may, the
 /// successor tries again for [`LINGERING_LOCK_MAX`].
-const A_DEAD_RUN_NEVER_HOLDS_THE_LOCK: bool = false;
+const A_DEAD_RUN_NEVER_HOLDS_THE_LOCK: bool = true;
 /// A process between its start and its program's lives only for a moment.
 const LINGERING_LOCK_MAX: Duration = Duration::from_secs(5);
 /// Lines of standard error that a failure shows.
