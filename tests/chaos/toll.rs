@@ -105,7 +105,7 @@ impl Kind {
             Self::TelemetryPanicked => "fault on purpose at telemetry ",
             Self::InferencePanicked => "fault on purpose at inference ",
             Self::WorkerSuspendedForLong | Self::EngineHang => "no progress for",
-            Self::DiskFull => "disk full: writing is paused",
+            Self::DiskFull => ": writing is paused, ",
             Self::EnginePanic => "simulated panic",
             Self::EngineExit => "exit status: 1",
             Self::EngineAbort | Self::CrashRate => "SIGABRT",

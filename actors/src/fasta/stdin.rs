@@ -19,7 +19,8 @@ const COPY_BYTES: usize = 256 << 10;
 /// `.partial` appended, synced and renamed. Input without a byte makes an empty file.
 ///
 /// # Errors
-/// [`InputError::Read`] if the pipe fails, [`InputError::Spool`] if the disk does; a partial file is removed.
+/// [`InputError::Read`] if the pipe fails, [`InputError::Spool`] if the disk does; a partial file is removed. A
+/// full disk is waited for, as long as it takes: what was read from the pipe is nowhere else.
 pub fn spool_stdin(input: &mut dyn Read, path: &Path) -> Result<Source, InputError> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
@@ -41,7 +42,7 @@ fn store(input: &mut dyn Read, path: &Path, partial: &Path) -> Result<(), InputE
         match input.read(&mut buffer) {
             Ok(0) => break,
             Ok(read) => {
-                file.write_all(&buffer[..read]).map_err(spool)?;
+                append(&mut file, &buffer[..read], path).map_err(spool)?;
                 bytes += read as u64;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -53,6 +54,27 @@ fn store(input: &mut dyn Read, path: &Path, partial: &Path) -> Result<(), InputE
     // The rename itself is safe only once its folder is on disk.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(spool)
+}
+
+/// Writes all of `bytes`, waiting while the disk has no room.
+fn append(file: &mut File, bytes: &[u8], path: &Path) -> io::Result<()> {
+    let mut left = bytes;
+    crate::obstacle::write_when_possible(
+        path,
+        || false,
+        || {
+            while !left.is_empty() {
+                match file.write(left) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => left = &left[written..],
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        },
+    )
+    .map(drop)
 }
 
 #[cfg(test)]
