@@ -200,6 +200,19 @@ pub(crate) enum End {
     Cut,
 }
 
+/// Faults that end a session, resumable.
+const FATAL: [Kind; 9] = [
+    Kind::AllDevicesLost,
+    Kind::SupervisorPanicked,
+    Kind::ReaderPanicked,
+    Kind::ReaderThreadPanicked,
+    Kind::PackerPanicked,
+    Kind::WriterPanicked,
+    Kind::WriterThreadPanicked,
+    Kind::TelemetryPanicked,
+    Kind::InferencePanicked,
+];
+
 /// Whether a session may have ended as it did.
 ///
 /// # Errors
@@ -215,6 +228,8 @@ pub(crate) fn judge(ended: &Ended, expectation: &Expectation<'_>) -> Result<End,
         (Some(75), _) if !ended.signals.is_empty() => Ok(End::Cut),
         (Some(75), _) if said("fault on purpose at") => Ok(End::Cut),
         (Some(75), _) if planned(Kind::AllDevicesLost) && said("all devices were lost") => Ok(End::Cut),
+        // The limit on file sizes is on standard error too, a file here: what it had to say may be lost.
+        (Some(75), _) if planned(Kind::DiskFull) && FATAL.into_iter().any(planned) => Ok(End::Cut),
         (Some(130), _) if ended.signals.len() > 1 => Ok(End::Cut),
         (_, Some(signal)) if signal == Signal::KILL.as_raw() => {
             let by_us = ended.struck.contains(&Kind::OrchestratorKilled);
