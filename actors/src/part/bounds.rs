@@ -1,9 +1,8 @@
 //! What a part may ask of its reader, checked before the decoder sees it.
 //!
-//! `parquet` believes the lengths and counts of a file: the header of a page alone can make it take all memory
-//! (`ThriftReadInputProtocol::read_bytes_owned` in 60.1 reserves what a string of statistics announces), and a few
-//! bytes of levels can stand for a billion values. A part has one form, that of the writer beside this file;
-//! whatever promises more than a part can hold is damaged. It decodes no value.
+//! `parquet` believes a page: before it unpacks one it reserves what the page says, up to 2 GiB (`decode_page` in
+//! 60.1), and a few bytes of levels can stand for a billion values. A part has one form, that of the writer beside
+//! this file; whatever promises more than a part can hold is damaged. It decodes no value.
 
 use std::fs::File;
 use std::io;
@@ -431,7 +430,7 @@ mod tests {
     #[test]
     fn page_headers_that_promise_too_much_are_refused() {
         let huge: &[u8] = &[0xfe, 0xff, 0xff, 0xff, 0x0f];
-        // The id's page of statistics, whose least id is to be 4 TiB long.
+        // Statistics whose least value is to be 4 TiB long.
         let statistics = [&[0x1c, 0x18][..], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01], &[0]].concat();
         let cases: [(usize, Vec<u8>, &str); 7] = [
             (1, header(0, &[4], &[6], 0, &statistics), "no sound header"),

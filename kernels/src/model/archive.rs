@@ -158,10 +158,40 @@ mod tests {
         std::fs::read(path).unwrap()
     }
 
-    /// Start of the directory of `tiny`, by its first entry.
-    fn directory_of(file: &[u8]) -> usize {
-        file.windows(4).position(|window| window == b"PK\x01\x02").unwrap()
+    /// The entries and the directory of `tiny`, and where the directory begins.
+    fn without_end() -> (Vec<u8>, usize) {
+        let mut file = tiny();
+        let place = |file: &[u8], mark: &[u8]| file.windows(4).position(|window| window == mark).unwrap();
+        let directory = place(&file, b"PK\x01\x02");
+        file.truncate(place(&file, b"PK\x06\x06"));
+        (file, directory)
     }
+
+    fn numbers(numbers: &[u64], bytes: usize) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()[..bytes].to_vec()).collect()
+    }
+
+    /// `tiny` with an end of the short form alone.
+    fn short(entries: u64) -> Vec<u8> {
+        let (file, directory) = without_end();
+        let place = [(file.len() - directory) as u64, directory as u64];
+        [&file[..], b"PK\x05\x06\0\0\0\0", &numbers(&[entries, entries], 2), &numbers(&place, 4), &[0, 0]]
+            .concat()
+    }
+
+    /// `tiny` with an end of the long form, to which the short one leaves everything.
+    fn long(entries: u64) -> Vec<u8> {
+        let (file, directory) = without_end();
+        let at = file.len() as u64;
+        let place = [entries, entries, at - directory as u64, directory as u64];
+        let long_end = [&b"PK\x06\x06"[..], &numbers(&[44], 8), &[0; 12], &numbers(&place, 8)].concat();
+        let locator = [&b"PK\x06\x07\0\0\0\0"[..], &numbers(&[at], 8), &[1, 0, 0, 0]].concat();
+        let end = [&b"PK\x05\x06\0\0\0\0"[..], &[0xff; 12], &[0, 0]].concat();
+        [file, long_end, locator, end].concat()
+    }
+
+    /// Entries of `tiny`.
+    const ENTRIES: u64 = 48;
 
     #[test]
     fn what_torch_writes_passes() {
@@ -170,8 +200,10 @@ mod tests {
 
     #[test]
     fn archives_that_contradict_themselves_are_refused() {
-        let sound = tiny();
-        let (directory, end) = (directory_of(&sound), sound.len() - END_BYTES);
+        let sound = short(ENTRIES);
+        assert_eq!(check(&sound), Ok(()));
+        let (_, directory) = without_end();
+        let end = sound.len() - END_BYTES;
         let cases: [(&str, usize, &[u8], &str); 8] = [
             ("method", directory + 10, &[8, 0], "is compressed"),
             ("unpacked size", directory + 24, &[0xff, 0xff, 0xff, 0x7f], "is compressed"),
@@ -195,25 +227,30 @@ mod tests {
     }
 
     #[test]
+    fn entries_that_share_bytes_are_refused() {
+        // Each of them is as long as all before it: small on disk, without end when read.
+        let mut file = b"PK\x03\x04".to_vec();
+        file.resize(1_000, 0);
+        let entry = [&b"PK\x01\x02"[..], &[0; 16], &numbers(&[600, 600], 4), &[0; 18]].concat();
+        let directory = [entry.as_slice(), &entry].concat();
+        let place = numbers(&[directory.len() as u64, 1_000], 4);
+        let end = [&b"PK\x05\x06\0\0\0\0"[..], &numbers(&[2, 2], 2), &place, &[0, 0]].concat();
+        let problem = check(&[file, directory, end].concat()).unwrap_err();
+        assert_eq!(problem, "its entry `` of 600 bytes does not fit into the file");
+    }
+
+    #[test]
     fn long_directories_are_read_and_held_to_the_same() {
-        let sound = tiny();
-        let (directory, end) = (directory_of(&sound), sound.len() - END_BYTES);
-        let count = number(&sound, end + 10, 2);
-        let long = |entries: u64| {
-            let numbers = [entries, entries, (end - directory) as u64, directory as u64];
-            let numbers: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-            let long_end = [&b"PK\x06\x06"[..], &44u64.to_le_bytes(), &[0; 12], &numbers].concat();
-            let locator = [&b"PK\x06\x07\0\0\0\0"[..], &(end as u64).to_le_bytes(), &[1, 0, 0, 0]].concat();
-            let mut short = sound[end..].to_vec();
-            short[8..20].fill(0xff);
-            [&sound[..end], &long_end, &locator, &short].concat()
-        };
-        assert_eq!(check(&long(count)), Ok(()));
-        assert!(check(&long(count - 1)).unwrap_err().contains("goes on after"));
+        assert_eq!(check(&long(ENTRIES)), Ok(()));
+        assert!(check(&long(ENTRIES - 1)).unwrap_err().contains("goes on after"));
         assert!(check(&long(1 << 40)).unwrap_err().contains("counts 1099511627776 entries, more than 65536"));
-        let mut astray = long(count);
+        let mut astray = long(ENTRIES);
         let locator = astray.len() - END_BYTES - LOCATOR_BYTES;
         astray[locator + 8..locator + 16].fill(0xff);
         assert!(check(&astray).unwrap_err().contains("ZIP64 end"));
+        let mut both = long(ENTRIES);
+        let end = both.len() - END_BYTES;
+        both[end + 10] = 7;
+        assert!(check(&both).unwrap_err().contains("contradict"));
     }
 }
