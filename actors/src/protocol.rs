@@ -293,7 +293,7 @@ mod tests {
         for pieces in 0..4 {
             let piece = next_piece(&mut arrived, announced).unwrap().len();
             // 16 MiB at first, then as much as is there.
-            assert_eq!(piece * 4, PIECE_BYTES << (u32::max(pieces, 1) - 1_u32));
+            assert_eq!(piece * 4, PIECE_BYTES << u32::saturating_sub(pieces, 1));
             assert!(arrived.capacity() * 4 <= PIECE_BYTES << pieces);
         }
         let mut small: Vec<u8> = Vec::new();
