@@ -49,8 +49,8 @@ pub(crate) const JOB_FILE_BYTES_MAX: u64 = 4 << 20;
 pub(crate) const INPUT_FILES_MAX: usize = 100_000;
 /// Devices of a job, each a process: more than any machine has.
 pub(crate) const DEVICES_MAX: usize = 1_024;
-/// Mistakes reported at once: nobody reads more, and each shows its place in the text.
-pub(crate) const MISTAKES_MAX: usize = 100;
+/// Mistakes reported at once: nobody reads more, and each may hold a copy of the text.
+pub(crate) const MISTAKES_MAX: usize = 20;
 /// Names in a folder that are looked at for a likely meant one: a courtesy must not take minutes.
 pub(crate) const NAMES_COMPARED_MAX: usize = 10_000;
 
