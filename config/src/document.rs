@@ -67,16 +67,25 @@ pub(crate) struct Entry {
     pub(crate) node: Node,
 }
 
+/// Text of which all mistakes are gathered, bytes. A file that is no job file has one in every line, each with a
+/// message of its own: of a longer text the parser keeps what it met first.
+const RECOVERED_BYTES_MAX: usize = 64 << 10;
+
 impl Document {
     /// Parses the job file.
     pub(crate) fn parse(source: Source) -> Result<Self, Box<Mistake>> {
         let text = Arc::clone(&source.text);
-        let (table, errors) = DeTable::parse_recoverable(&text);
-        // The parser goes on after a mistake and meets others that follow from it: the first one counts.
-        let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
-        if let Some(error) = first {
-            return Err(syntax_mistake(&source, error, 0));
-        }
+        let parsed = if text.len() > RECOVERED_BYTES_MAX {
+            DeTable::parse(&text)
+        } else {
+            let (table, errors) = DeTable::parse_recoverable(&text);
+            // The parser goes on after a mistake and meets others that follow from it: the first one counts.
+            errors
+                .into_iter()
+                .min_by_key(|error| error.span().map_or(0, |span| span.start))
+                .map_or(Ok(table), Err)
+        };
+        let table = parsed.map_err(|error| syntax_mistake(&source, &error, 0))?;
         let root = Node {
             place: Place { source: 0, span: table.span() },
             value: table_value(table.into_inner(), 0, 0),

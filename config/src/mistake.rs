@@ -93,12 +93,36 @@ impl Mistake {
     pub(crate) fn new(name: &str, text: &Arc<str>, span: Range<usize>, objection: Objection) -> Self {
         let start = span.start.min(text.len());
         let end = span.end.clamp(start, text.len());
+        if has_long_line(text, start, end) {
+            return Self::in_excerpt(name, text, start..end, objection);
+        }
         // miette draws no label at the very end of a text: a last line break gives it room.
         let text = if text.ends_with('\n') { Arc::clone(text) } else { Arc::from(format!("{text}\n")) };
         Self {
             fault: objection.fault,
             help: objection.help,
             text: NamedSource::new(name, text),
+            span: (start..end).into(),
+            label: objection.label,
+        }
+    }
+
+    /// Shows what stands around a place in a very long line, at the same line number.
+    fn in_excerpt(name: &str, text: &str, span: Range<usize>, objection: Objection) -> Self {
+        let line_start = text[..span.start].rfind('\n').map_or(0, |at| at + 1);
+        let line_end = text[span.start..].find('\n').map_or(text.len(), |at| span.start + at);
+        let from = text.floor_char_boundary(span.start.saturating_sub(EXCERPT_BYTES)).max(line_start);
+        let to = text.ceil_char_boundary(span.start.saturating_add(EXCERPT_BYTES)).min(line_end);
+        let lines_before = text[..line_start].bytes().filter(|&byte| byte == b'\n').count();
+        let mut excerpt = "\n".repeat(lines_before);
+        let start = excerpt.len() + (span.start - from);
+        excerpt.push_str(&text[from..to]);
+        let end = (start + span.len()).min(excerpt.len());
+        excerpt.push('\n');
+        Self {
+            fault: objection.fault,
+            help: objection.help,
+            text: NamedSource::new(name, Arc::from(excerpt)),
             span: (start..end).into(),
             label: objection.label,
         }
@@ -114,6 +138,19 @@ impl Mistake {
         let start = self.span.offset();
         self.text.inner().get(start..start + self.span.len()).unwrap_or("")
     }
+}
+
+/// Longest line that is shown whole. miette 7.6 panics at a label in column 65,536 (it pads with a width, which is a
+/// u16), and a tab counts as up to four columns; nobody reads such a line anyway.
+const LINE_BYTES_MAX: usize = 10_000;
+/// Bytes shown before and behind a place in a longer line.
+const EXCERPT_BYTES: usize = 200;
+
+/// Whether a line that would be shown with `start..end` is too long: one of its own, or one beside them.
+fn has_long_line(text: &str, start: usize, end: usize) -> bool {
+    let before = text[..start].rsplit('\n').take(2).map(str::len).sum::<usize>();
+    let behind = text[end..].split('\n').take(2).map(str::len).sum::<usize>();
+    before + behind + text[start..end].len() > LINE_BYTES_MAX
 }
 
 /// A mistake without its place, which the caller knows.
@@ -277,4 +314,41 @@ pub enum Fault {
         /// In words.
         reason: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistake(text: &str, span: Range<usize>) -> Mistake {
+        let objection = Objection::new(Fault::Empty { key: "a".to_owned() }, "here");
+        Mistake::new("job.toml", &Arc::from(text), span, objection)
+    }
+
+    #[test]
+    fn places_in_very_long_lines_are_shown_in_an_excerpt() {
+        let long = "é".repeat(100_000);
+        let text = format!("first = 1\na = {long}X{long}\nlast = 2\n");
+        let at = text.find('X').unwrap();
+        for span in [at..at + 1, at..text.len()] {
+            let mistake = mistake(&text, span);
+            assert!(mistake.pointed_at().starts_with('X') && mistake.pointed_at().len() < 300);
+            let report = format!("{:?}", miette::Report::new(mistake));
+            assert!(
+                report.contains("job.toml:2:") && report.contains('X') && report.len() < 5_000,
+                "{report}"
+            );
+        }
+        // A short line beside a long one, which would be shown with it.
+        for text in [format!("{long}\nX = 1\n"), format!("X = 1\n{long}")] {
+            let at = text.find('X').unwrap();
+            let mistake = mistake(&text, at..at + 1);
+            assert_eq!(mistake.pointed_at(), "X");
+            assert!(format!("{:?}", miette::Report::new(mistake)).len() < 5_000);
+        }
+        // Ends of the text, and a span in the middle of nothing.
+        for span in [0..0, 0..text.len(), text.len()..text.len()] {
+            assert!(format!("{:?}", miette::Report::new(mistake(&text, span))).len() < 5_000);
+        }
+    }
 }
