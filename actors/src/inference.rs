@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use kernels::{Batch, EngineDescription, EngineError};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, ChildStderr, Command};
@@ -55,6 +55,9 @@ pub(crate) struct WorkerLimits {
 
 /// How long `kill -9` may take: a process inside a driver that is stuck dies only when that lets go.
 const KILL_MAX: Duration = Duration::from_secs(10);
+
+/// Longest line of a worker's log.
+const LOG_LINE_BYTES_MAX: u64 = 64 << 10;
 
 /// What an inference actor is told.
 pub(crate) enum InferenceMessage {
@@ -397,10 +400,13 @@ async fn speak(mut socket: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) 
 
 /// A worker's log lines become ours, with the device's name. Level first, as `kernels` and the worker log.
 async fn forward_logs(stderr: ChildStderr, device: String) {
-    let mut lines = BufReader::new(stderr).split(b'\n');
-    while let Ok(Some(line)) = lines.next_segment().await {
-        let line = String::from_utf8_lossy(&line);
-        let line = line.trim();
+    let mut stderr = BufReader::new(stderr);
+    let mut line = Vec::new();
+    // A library may write for ever without a line feed: what is too long for a line is several.
+    while (&mut stderr).take(LOG_LINE_BYTES_MAX).read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0)
+    {
+        let text = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
+        let line = text.trim();
         match line.split_once(' ') {
             Some(("ERROR", text)) => tracing::error!(device, "{text}"),
             Some(("WARN", text)) => tracing::warn!(device, "{text}"),

@@ -29,7 +29,8 @@ pub(crate) fn program<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<It
 /// Keeps the tester's own environment out: it can set any key of a job.
 pub(crate) fn without_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("VIRNUCPRO") {
+        // Backtraces of panics on purpose take longer to print than a run takes.
+        if name.to_string_lossy().starts_with("VIRNUCPRO") || name == "RUST_BACKTRACE" {
             command.env_remove(name);
         }
     }
