@@ -67,6 +67,8 @@ struct Measured {
     seconds: f64,
     /// From the first worker that was ready to the end.
     working_seconds: f64,
+    /// Batches computed.
+    batches: u64,
     written_bytes: u64,
     peak_mib: u64,
 }
@@ -126,16 +128,17 @@ impl Bench {
     fn scaling(&self) -> Result<()> {
         let latency_us_per_batch = 100_000;
         let count = self.sequences.unwrap_or(500_000);
-        let residues = self.fasta_residues(count, 50, 50)?;
-        let batches = (residues + 2 * count).div_ceil(u64::from(TOKEN_BUDGET));
-        let ideal = batches as f64 * f64::from(latency_us_per_batch) / 1e6 / 8.0;
-        let seconds = self.median(|| {
+        self.fasta(count, 50, 50)?;
+        let mut batches = 0;
+        let share = self.median(|| {
             let run = self.run("sim:8", &format!("latency_us_per_batch={latency_us_per_batch}"))?;
-            Ok(run.working_seconds)
+            batches = run.batches;
+            let ideal = run.batches as f64 * f64::from(latency_us_per_batch) / 1e6 / 8.0;
+            Ok(ideal / run.working_seconds)
         })?;
         println!(
-            "eight devices of 100 ms a batch: {batches} full batches in {seconds:.2} s, {:.1} % of the ideal {ideal:.2} s",
-            100.0 * ideal / seconds
+            "eight devices of 100 ms a batch: {batches} batches, devices busy {:.1} % of the time, start and end included",
+            100.0 * share
         );
         Ok(())
     }
@@ -186,13 +189,13 @@ impl Bench {
             "input.fasta = \"orfs.fasta\"\noutput.directory = \"results\"\ndevices.use = \"{devices}\"\npacking.token_budget = {TOKEN_BUDGET}\n[telemetry]\nprogress = \"none\"\n"
         );
         std::fs::write(&job, text)?;
-        let results = self.folder.join("results");
+        let (results, said) = (self.folder.join("results"), self.folder.join("stderr"));
         let began = Instant::now();
         let mut child = Command::new(env!("CARGO_BIN_EXE_virnucpro-orch"))
             .arg("run")
             .arg(&job)
             .env("VIRNUCPRO_SIM", format!("hidden={HIDDEN};{program}"))
-            .stderr(Stdio::null())
+            .stderr(Stdio::from(File::create(&said)?))
             .spawn()?;
         let log = results.join("run.log");
         let (mut peak_kib, mut ready) = (0, None);
@@ -215,7 +218,12 @@ impl Bench {
             .map(|entry| Ok(entry?.metadata()?.len()))
             .sum::<std::io::Result<u64>>()?;
         std::fs::remove_dir_all(results)?;
-        Ok(Measured { seconds, working_seconds, written_bytes, peak_mib: peak_kib / 1024 })
+        // The summary: `  batches    1,637, 98.1 % full, …`.
+        let said = std::fs::read_to_string(said)?;
+        let batches =
+            said.lines().find_map(|line| line.trim().strip_prefix("batches ")?.trim().split(", ").next());
+        let batches = batches.ok_or("no batches in the summary")?.replace(',', "").parse()?;
+        Ok(Measured { seconds, working_seconds, batches, written_bytes, peak_mib: peak_kib / 1024 })
     }
 
     fn fasta(&self, count: u64, shortest: u64, longest: u64) -> Result<PathBuf> {
