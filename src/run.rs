@@ -112,7 +112,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     // First, since it may make the room that the manifest needs.
     locked.remove_uncommitted(&manifest)?;
     // A signal ends the program here: nothing was begun.
-    actors::write_when_possible(&locked.folder.0, || false, || manifest.write(&locked.folder))
+    actors::write_when_possible(&locked.folder.0, || false, |_| (), || manifest.write(&locked.folder))
         .map_err(|error| Failure::because(Exit::Failed, &error))?;
 
     let earlier: BTreeSet<u32> = manifest.segments.keys().copied().collect();
@@ -385,7 +385,7 @@ fn conclude(
     manifest.reason = failure.as_ref().map(Failure::line);
     let mut write = || write_last_state(folder, compute, job, &mut manifest);
     let written = if matters {
-        actors::write_when_possible(&folder.0, || signals.received().is_some(), write)
+        actors::write_when_possible(&folder.0, || signals.received().is_some(), |_| (), write)
     } else {
         write().map(Some)
     };

@@ -17,11 +17,14 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 /// Writes to `folder`, again and again while something that may pass is in the way; `None` if told to `stop`
 /// meanwhile. It blocks its thread.
 ///
+/// `pausing` hears when a pause begins (true) and ends.
+///
 /// # Errors
 /// What `write` fails with, unless waiting may help.
 pub fn write_when_possible<T, E: Error + 'static>(
     folder: &Path,
     stop: impl Fn() -> bool,
+    mut pausing: impl FnMut(bool),
     mut write: impl FnMut() -> Result<T, E>,
 ) -> Result<Option<T>, E> {
     let folder = folder.display().to_string();
@@ -31,6 +34,7 @@ pub fn write_when_possible<T, E: Error + 'static>(
             Ok(written) => {
                 if let Some((obstacle, _)) = warned {
                     tracing::warn!(folder, "{}", obstacle.over());
+                    pausing(false);
                 }
                 return Ok(Some(written));
             }
@@ -40,6 +44,7 @@ pub fn write_when_possible<T, E: Error + 'static>(
         let known = |(before, at): (Obstacle, Instant)| before == obstacle && at.elapsed() < WARNING;
         if !warned.is_some_and(known) {
             tracing::warn!(folder, error = %crate::error_chain(&error), "{}", obstacle.paused());
+            pausing(true);
             warned = Some((obstacle, Instant::now()));
         }
         let end = Instant::now() + RETRY;
@@ -137,18 +142,23 @@ mod tests {
         let folder = Path::new("results");
         let failing = |number| move || Err::<(), _>(io::Error::from_raw_os_error(number));
         // EIO is final; ENOSPC is waited for.
-        assert_eq!(write_when_possible(folder, || true, failing(5)).unwrap_err().raw_os_error(), Some(5));
-        assert_eq!(write_when_possible(folder, || true, failing(28)).unwrap(), None);
-        let mut tries = 0;
+        assert_eq!(
+            write_when_possible(folder, || true, |_| (), failing(5)).unwrap_err().raw_os_error(),
+            Some(5)
+        );
+        assert_eq!(write_when_possible(folder, || true, |_| (), failing(28)).unwrap(), None);
+        let (mut tries, mut pauses) = (0, Vec::new());
         let written = write_when_possible(
             folder,
             || false,
+            |paused| pauses.push(paused),
             || {
                 tries += 1;
                 if tries == 1 { Err(io::Error::from_raw_os_error(28)) } else { Ok(tries) }
             },
         );
         assert_eq!(written.unwrap(), Some(2));
+        assert_eq!(pauses, [true, false]);
     }
 
     #[test]

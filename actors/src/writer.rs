@@ -19,19 +19,12 @@ use crate::fasta::Record;
 use crate::identity::SegmentId;
 use crate::journal::{Journal, JournalPlace};
 use crate::manifest::{Manifest, ManifestError, ResultFolder, SegmentEntry, write_whole};
-use crate::obstacle::Obstacle;
+use crate::obstacle::write_when_possible;
 use crate::packer::PackerMessage;
 use crate::part::{self, PartError, PartRow, PartSchema};
 use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::TelemetryMessage;
-
-/// Time between two tries while writing is paused: short enough to go on soon.
-const PAUSED_RETRY: Duration = Duration::from_secs(2);
-/// Time between two warnings of the same pause: it may last a night.
-const PAUSED_WARNING: Duration = Duration::from_secs(60);
-/// How often a waiting thread looks whether it shall stop.
-const STOP_POLL: Duration = Duration::from_millis(100);
 
 /// A segment before its embeddings arrive.
 pub(crate) struct OpenedSegment {
@@ -436,42 +429,11 @@ impl Committer {
     /// Commits one segment, waiting while something that may pass is in the way; `None` if told to stop
     /// while waiting.
     fn commit_when_possible(&mut self, assembly: &Assembly) -> Result<Option<WriterMessage>, WriteError> {
-        let folder = self.folder.0.display().to_string();
-        let mut warned: Option<(Obstacle, Instant)> = None;
-        loop {
-            let error = match self.commit(assembly) {
-                Ok(message) => {
-                    if let Some((obstacle, _)) = warned {
-                        tracing::warn!(folder, "{}", obstacle.over());
-                        let _ = self.telemetry.cast(TelemetryMessage::DiskFull(false));
-                    }
-                    return Ok(Some(message));
-                }
-                Err(error) => error,
-            };
-            let Some(obstacle) = error.io().and_then(Obstacle::of) else { return Err(error) };
-            let known =
-                |(before, at): (Obstacle, Instant)| before == obstacle && at.elapsed() < PAUSED_WARNING;
-            if !warned.is_some_and(known) {
-                tracing::warn!(folder, error = %crate::error_chain(&error), "{}", obstacle.paused());
-                let _ = self.telemetry.cast(TelemetryMessage::DiskFull(true));
-                warned = Some((obstacle, Instant::now()));
-            }
-            if !self.pause(PAUSED_RETRY) {
-                return Ok(None);
-            }
-        }
-    }
-
-    fn pause(&self, time: Duration) -> bool {
-        let end = Instant::now() + time;
-        while Instant::now() < end {
-            if self.stop.load(Ordering::Relaxed) {
-                return false;
-            }
-            std::thread::sleep(STOP_POLL);
-        }
-        true
+        let (folder, stop, telemetry) = (self.folder.0.clone(), self.stop.clone(), self.telemetry.clone());
+        let pausing = |paused| {
+            let _ = telemetry.cast(TelemetryMessage::DiskFull(paused));
+        };
+        write_when_possible(&folder, || stop.load(Ordering::Relaxed), pausing, || self.commit(assembly))
     }
 
     fn commit(&mut self, assembly: &Assembly) -> Result<WriterMessage, WriteError> {

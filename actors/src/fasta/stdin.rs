@@ -62,6 +62,7 @@ fn append(file: &mut File, bytes: &[u8], path: &Path) -> io::Result<()> {
     crate::obstacle::write_when_possible(
         path,
         || false,
+        |_| (),
         || {
             while !left.is_empty() {
                 match file.write(left) {
