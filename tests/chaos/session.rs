@@ -230,6 +230,8 @@ pub(crate) fn judge(ended: &Ended, expectation: &Expectation<'_>) -> Result<End,
         (Some(75), _) if planned(Kind::AllDevicesLost) && said("all devices were lost") => Ok(End::Cut),
         // The limit on file sizes is on standard error too, a file here: what it had to say may be lost.
         (Some(75), _) if planned(Kind::DiskFull) && FATAL.into_iter().any(planned) => Ok(End::Cut),
+        // Without room for the lock or the log of a session nothing begins.
+        (Some(1), _) if planned(Kind::DiskFull) && !said(" ready ") => Ok(End::Cut),
         (Some(130), _) if ended.signals.len() > 1 => Ok(End::Cut),
         (_, Some(signal)) if signal == Signal::KILL.as_raw() => {
             let by_us = ended.struck.contains(&Kind::OrchestratorKilled);
