@@ -127,7 +127,7 @@ impl Bench {
     /// Eight devices of fixed latency: how near to eight times one device.
     fn scaling(&self) -> Result<()> {
         let latency_us_per_batch = 100_000;
-        let count = self.sequences.unwrap_or(500_000);
+        let count = self.sequences.unwrap_or(1_000_000);
         self.fasta(count, 50, 50)?;
         let mut batches = 0;
         let share = self.median(|| {
