@@ -23,6 +23,7 @@ Examples:
   virnucpro-orch init                     write a commented job.toml
   virnucpro-orch plan job.toml            what would be done, without a model loaded
   virnucpro-orch run job.toml             do it; the same command resumes
+  virnucpro-orch status results           how does it stand?
   virnucpro-orch verify results           is the result whole?
   virnucpro-orch export results --to npy  for other tools";
 
@@ -45,6 +46,14 @@ pub(crate) enum Command {
     Init(InitArguments),
     /// Show devices, libraries and CPU features, and what is missing
     Doctor(DoctorArguments),
+    /// Show how the job in a result folder stands, running or not
+    Status(StatusArguments),
+    /// Stop the job that runs in a result folder, as SIGTERM does; the same command goes on later
+    Stop(FolderArguments),
+    /// Give the devices of a running job no more work until `resume`
+    Pause(FolderArguments),
+    /// Let a paused job go on
+    Resume(FolderArguments),
     /// Check a result folder against its manifest
     Verify(VerifyArguments),
     /// Convert a result for other tools
@@ -108,6 +117,21 @@ pub(crate) struct DoctorArguments {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct StatusArguments {
+    /// The result folder
+    pub(crate) folder: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct FolderArguments {
+    /// The result folder
+    pub(crate) folder: PathBuf,
 }
 
 #[derive(Args)]

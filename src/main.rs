@@ -3,8 +3,10 @@
 //! Only this file prints errors. Standard output carries data; everything said to people goes to standard
 //! error.
 
+mod attach;
 mod cli;
 mod completions;
+mod control;
 mod doctor;
 mod export;
 mod export_command;
@@ -29,6 +31,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, Command};
+use crate::control::Request;
 
 fn main() -> ExitCode {
     signals::survive_file_size_limits();
@@ -38,6 +41,10 @@ fn main() -> ExitCode {
         Command::Plan(arguments) => plan::plan(&arguments),
         Command::Init(arguments) => init::init(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
+        Command::Status(arguments) => attach::status(&arguments),
+        Command::Stop(arguments) => attach::ask_for(&arguments.folder, Request::Stop),
+        Command::Pause(arguments) => attach::ask_for(&arguments.folder, Request::Pause),
+        Command::Resume(arguments) => attach::ask_for(&arguments.folder, Request::Resume),
         Command::Verify(arguments) => verify::verify(&arguments),
         Command::Export(arguments) => export_command::export(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),

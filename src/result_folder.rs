@@ -57,7 +57,7 @@ impl LockedFolder {
     /// If a file cannot be deleted.
     pub(crate) fn clear(&self) -> Result<(), Failure> {
         // The manifest first: without it nothing here counts as a result.
-        for path in [self.folder.manifest(), self.folder.failed()] {
+        for path in [self.folder.manifest(), self.folder.failed(), self.folder.snapshot()] {
             remove(&path)?;
             files::sync_folder_of(&path).map_err(|error| failed("sync the folder of", &path, &error))?;
         }
@@ -91,7 +91,7 @@ impl LockedFolder {
         for folder in [self.folder.0.clone(), self.folder.state()] {
             for path in list(&folder)? {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                let ours = ["run.json", "failed.tsv", "failed-", "stdin"];
+                let ours = ["run.json", "failed.tsv", "failed-", "stdin", "snapshot.json", "control.sock"];
                 let is_ours = name.strip_prefix('.').is_some_and(|rest| {
                     rest.ends_with(".tmp") && ours.iter().any(|ours| rest.starts_with(ours))
                 });

@@ -17,6 +17,7 @@ use config::Job;
 use kernels::Pooling;
 
 use crate::cli::RunArguments;
+use crate::control::Control;
 use crate::failure::{Exit, Failure};
 use crate::preparation::{self, Compute};
 use crate::result_folder::LockedFolder;
@@ -121,7 +122,9 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         .map_err(|error| Failure::because(Exit::Failed, &*error))?;
     target.set(run.stopper());
     let display = tokio::spawn(progress::show(job.telemetry.clone(), run.snapshots()));
+    let control = Control::listen(&locked.folder, run.stopper(), run.snapshots());
     let end = run.ended().await;
+    control.close(&end.snapshot, &locked.folder);
     let _ = display.await;
     conclude(arguments, &locked.folder, &compute, job, &earlier, end, &target)
 }

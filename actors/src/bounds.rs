@@ -36,5 +36,8 @@ pub const JOURNAL_BATCHES: usize = 4;
 /// Signals not yet acted upon: the first two count, more than one of each kind change nothing.
 pub const SIGNALS: usize = 4;
 
+/// Viewers of one run at once; more are turned away.
+pub const VIEWERS: usize = 64;
+
 /// Words to the thread that keeps the lock: that it shall end.
 pub const LOCK_WORDS: usize = 1;

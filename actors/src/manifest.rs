@@ -280,6 +280,16 @@ impl ResultFolder {
         self.0.join("run.log")
     }
 
+    /// Where a running program answers questions.
+    pub fn socket(&self) -> PathBuf {
+        self.state().join("control.sock")
+    }
+
+    /// The latest snapshot of a run.
+    pub fn snapshot(&self) -> PathBuf {
+        self.state().join("snapshot.json")
+    }
+
     /// The lock that keeps a second run out.
     pub fn lock(&self) -> PathBuf {
         self.state().join("lock")

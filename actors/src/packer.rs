@@ -49,6 +49,8 @@ pub(crate) enum PackerMessage {
     SegmentCommitted(SegmentId),
     /// From the supervisor: finish what can be committed within this time, then say `Drained`.
     StopWithin(Duration),
+    /// From the supervisor: lend nothing, or lend again.
+    Pause(bool),
     /// From the supervisor: say what everybody waits for, by `Stood`.
     WhereDoesItStand,
 }
@@ -104,6 +106,8 @@ pub(crate) struct PackerState {
     reading: Option<Instant>,
     input_ended: bool,
     stopping: bool,
+    /// Nothing is lent until somebody says otherwise.
+    paused: bool,
     tokens_done: u64,
     first_lease: Option<Instant>,
     /// Batches, segments and verdicts so far.
@@ -145,6 +149,7 @@ impl Actor for Packer {
             reading: None,
             input_ended: false,
             stopping: false,
+            paused: false,
             tokens_done: 0,
             first_lease: None,
             steps: 0,
@@ -195,7 +200,13 @@ impl Actor for Packer {
             }
             PackerMessage::DeviceRetired(device) => state.ledger.retire_device(device),
             PackerMessage::DeviceReadmitted(device) => state.ledger.readmit_device(device),
+            PackerMessage::Pause(paused) => {
+                tracing::info!(paused, "asked from outside");
+                state.paused = paused;
+            }
             PackerMessage::WhereDoesItStand => {
+                // Nobody holds up a run that was told to stand still.
+                state.steps += u64::from(state.paused);
                 let standing = state.standing();
                 state.supervisor.cast(SupervisorMessage::Stood(standing))?;
                 return Ok(());
@@ -383,7 +394,7 @@ impl PackerState {
     /// Serves free slots while there are batches.
     fn lend(&mut self) -> Result<(), ActorProcessingErr> {
         for (worker, inference) in std::mem::take(&mut self.waiting) {
-            let Some(lease) = self.ledger.lease(worker) else {
+            let Some(lease) = (!self.paused).then(|| self.ledger.lease(worker)).flatten() else {
                 self.waiting.push_back((worker, inference));
                 continue;
             };
@@ -404,7 +415,9 @@ impl PackerState {
             let _ = inference.cast(InferenceMessage::Run { batch, sequences, exact });
         }
         let queued = self.ledger.pending_len();
-        self.telemetry.cast(TelemetryMessage::Queue { batches: queued, free_slots: self.waiting.len() })?;
+        let (paused, stopping) = (self.paused, self.stopping);
+        let free_slots = self.waiting.len();
+        self.telemetry.cast(TelemetryMessage::Queue { batches: queued, free_slots, paused, stopping })?;
         Ok(())
     }
 
@@ -444,7 +457,7 @@ impl PackerState {
         self.stopping = true;
         self.writer()?.cast(WriterMessage::KeepOpen)?;
         let elapsed = self.first_lease.map_or(0.0, |start| start.elapsed().as_secs_f64());
-        if self.tokens_done == 0 {
+        if self.tokens_done == 0 && !self.paused {
             // Nothing tells how long anything takes: the grace time decides.
             return Ok(());
         }
@@ -456,7 +469,7 @@ impl PackerState {
             let prepared = &self.open[&segment].prepared;
             let tokens: u64 = unsettled.iter().map(|&s| u64::from(prepared.token_count(s))).sum();
             affordable -= tokens as f64;
-            if tokens > 0 && affordable < 0.0 {
+            if tokens > 0 && (affordable < 0.0 || self.paused) {
                 self.ledger.pause_segment(segment);
             }
         }

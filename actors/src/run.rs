@@ -17,7 +17,7 @@ use crate::segment::SegmentLimits;
 use crate::supervisor::{
     DevicePlan, Outcome, StopReason, Supervisor, SupervisorArguments, SupervisorMessage,
 };
-use crate::telemetry::{DeviceState, DeviceView, Snapshot};
+use crate::telemetry::{DeviceState, DeviceView, SNAPSHOT_VERSION, Snapshot};
 
 /// Everything a run needs; nothing in it is validated again.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ pub struct Run {
     folder: ResultFolder,
 }
 
-/// Stops a run from elsewhere, such as a signal task.
+/// Stops or pauses a run from elsewhere, such as a signal task.
 #[derive(Clone)]
 pub struct Stopper(ActorRef<SupervisorMessage>);
 
@@ -81,6 +81,11 @@ impl Stopper {
     /// Asks the run to stop in order; a run that has ended does not mind.
     pub fn stop(&self, reason: StopReason) {
         let _ = self.0.cast(SupervisorMessage::Stop(reason));
+    }
+
+    /// Keeps batches from devices, or lets them go on; those that run are completed.
+    pub fn pause(&self, paused: bool) {
+        let _ = self.0.cast(SupervisorMessage::Pause(paused));
     }
 }
 
@@ -102,6 +107,7 @@ impl Run {
     pub async fn start(plan: RunPlan) -> Result<Self, Box<SpawnErr>> {
         let (manifest_before, folder) = (plan.manifest.clone(), plan.folder.clone());
         let first_snapshot = Snapshot {
+            version: SNAPSHOT_VERSION,
             records_total: plan.manifest.counts.records,
             residues_total: plan.manifest.counts.residues,
             records_resumed: plan.manifest.totals.records,

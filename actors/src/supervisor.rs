@@ -55,6 +55,9 @@ pub enum StopReason {
     /// A signal, by name.
     #[error("stopped by {0}")]
     Signal(&'static str),
+    /// Somebody asked the running program.
+    #[error("stopped by `virnucpro-orch stop`")]
+    Asked,
     /// No device is left.
     #[error("all devices were lost: {0}")]
     AllDevicesLost(String),
@@ -118,6 +121,8 @@ pub(crate) enum SupervisorMessage {
     Drained,
     /// From outside: stop in order.
     Stop(StopReason),
+    /// From outside: lend nothing, or lend again.
+    Pause(bool),
     GraceOver,
 }
 
@@ -344,6 +349,7 @@ impl Actor for Supervisor {
                     state.end(Outcome::Stopped(reason));
                 }
             }
+            SupervisorMessage::Pause(paused) => state.tell_packer(PackerMessage::Pause(paused)),
             SupervisorMessage::Stop(reason) => {
                 if matches!(state.phase, Phase::Running) {
                     tracing::warn!(%reason, grace_ms = state.grace.as_millis() as u64, "stopping");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::identity::{DeviceIndex, Generation};
@@ -19,9 +19,14 @@ const PUBLISH_INTERVAL: Duration = Duration::from_millis(250);
 /// Time over which the current rate is taken.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
+/// Version of [`Snapshot`] as others read it. Raise it when a field changes its meaning or goes.
+pub const SNAPSHOT_VERSION: u32 = 1;
+
 /// A run at one moment.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Snapshot {
+    /// [`SNAPSHOT_VERSION`] of the program that made it.
+    pub version: u32,
     /// Seconds since the session began.
     pub elapsed_s: f64,
     /// Input records of the whole run.
@@ -58,6 +63,10 @@ pub struct Snapshot {
     pub restarts: u64,
     /// Whether writing waits for room on the disk.
     pub disk_full: bool,
+    /// Whether somebody has paused the run: devices get no batches.
+    pub paused: bool,
+    /// Whether the run is being stopped.
+    pub stopping: bool,
     /// Every device.
     pub devices: Vec<DeviceView>,
 }
@@ -80,7 +89,7 @@ impl Snapshot {
 }
 
 /// A device at one moment.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeviceView {
     /// Its name: `cpu`, `sim:3`.
     pub name: String,
@@ -101,7 +110,7 @@ pub struct DeviceView {
 }
 
 /// What a device is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceState {
     /// Its worker is loading the model.
@@ -129,7 +138,7 @@ pub(crate) struct BatchReport {
 /// What telemetry is told.
 pub(crate) enum TelemetryMessage {
     BatchCompleted(BatchReport),
-    Queue { batches: usize, free_slots: usize },
+    Queue { batches: usize, free_slots: usize, paused: bool, stopping: bool },
     SegmentCommitted { records: u64, failed: u64, residues: u64 },
     DiskFull(bool),
     Device { device: DeviceIndex, generation: Generation, state: DeviceState, error: Option<String> },
@@ -197,9 +206,10 @@ impl Actor for Telemetry {
                 device.tokens += report.tokens;
                 device.compute_s += report.compute_us as f64 / 1e6;
             }
-            TelemetryMessage::Queue { batches, free_slots } => {
+            TelemetryMessage::Queue { batches, free_slots, paused, stopping } => {
                 snapshot.batches_queued = batches;
                 snapshot.slots_free = free_slots;
+                (snapshot.paused, snapshot.stopping) = (paused, stopping);
             }
             TelemetryMessage::SegmentCommitted { records, failed, residues } => {
                 snapshot.segments_committed += 1;

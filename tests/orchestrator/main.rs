@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod attach;
 mod bounds;
 mod changed;
 mod commands;

@@ -1,0 +1,186 @@
+//! The commands `status`, `stop`, `pause` and `resume`: they ask the job that runs in a result folder, and where
+//! none runs, `status` tells what is left of it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use actors::manifest::{Manifest, ResultFolder, RunStatus};
+use actors::{DeviceState, Snapshot};
+use serde::Serialize;
+
+use crate::cli::StatusArguments;
+use crate::control::{self, Answer, Request};
+use crate::failure::{Exit, Failure};
+use crate::progress::{duration, grouped};
+
+/// How long a running job may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Longest answer: a snapshot takes some hundred bytes for each device.
+const ANSWER_BYTES_MAX: u64 = 16 << 20;
+
+/// What `status` tells.
+#[derive(Serialize)]
+struct Status {
+    /// Whether a process is at work on it now.
+    live: bool,
+    /// What `run.json` says of it.
+    status: RunStatus,
+    reason: Option<String>,
+    records: u64,
+    records_committed: u64,
+    failed: u64,
+    /// The state of this moment, or the last one known.
+    snapshot: Option<Snapshot>,
+}
+
+/// Shows how a job stands, running or not.
+pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
+    let folder = ResultFolder(arguments.folder.clone());
+    let live = ask(&folder, Request::Status)?;
+    let is_live = live.is_some();
+    let snapshot = match live {
+        Some(Answer::Snapshot(snapshot)) => Some(*snapshot),
+        Some(Answer::Done | Answer::Error(_)) | None => kept_snapshot(&folder),
+    };
+    let manifest = Manifest::read(&folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    let Some(manifest) = manifest else {
+        return Err(no_run(&arguments.folder));
+    };
+    let status = Status {
+        live: is_live,
+        status: manifest.status,
+        reason: manifest.reason.clone(),
+        records: manifest.counts.records,
+        records_committed: manifest.totals.records,
+        failed: manifest.totals.failed,
+        snapshot,
+    };
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&status).map_err(|error| Failure::because(Exit::Failed, &error))? + "\n"
+    } else {
+        in_words(&status)
+    };
+    crate::stdout::print(&text)?;
+    Ok(Exit::Done)
+}
+
+/// Asks a running job to stop, pause or go on.
+pub(crate) fn ask_for(folder: &Path, request: Request) -> Result<Exit, Failure> {
+    match ask(&ResultFolder(folder.to_owned()), request)? {
+        Some(Answer::Done | Answer::Snapshot(_)) => Ok(Exit::Done),
+        Some(Answer::Error(error)) => Err(Failure::new(Exit::Failed, format!("the job refused: {error}"))),
+        None => Err(Failure::new(Exit::Usage, format!("no job is running in `{}`", folder.display()))
+            .hint(format!("virnucpro-orch status {} tells what is left of it", folder.display()))),
+    }
+}
+
+/// Asks the job that runs in a folder; `None` if none does.
+fn ask(folder: &ResultFolder, request: Request) -> Result<Option<Answer>, Failure> {
+    let Ok(mut stream) = control::connect(folder) else { return Ok(None) };
+    let failed = |error: std::io::Error| {
+        Failure::new(Exit::Failed, format!("the job in `{}` does not answer: {error}", folder.0.display()))
+    };
+    stream.set_read_timeout(Some(ANSWER_MAX)).map_err(failed)?;
+    stream.set_write_timeout(Some(ANSWER_MAX)).map_err(failed)?;
+    let mut line = serde_json::to_string(&request).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).map_err(failed)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_line(&mut answer).map_err(failed)?;
+    let answer = serde_json::from_str(&answer).map_err(|error| {
+        Failure::new(
+            Exit::Failed,
+            format!("the job in `{}` answers something else: {error}", folder.0.display()),
+        )
+        .hint("is it of another version of the program?")
+    })?;
+    Ok(Some(answer))
+}
+
+fn kept_snapshot(folder: &ResultFolder) -> Option<Snapshot> {
+    let file = std::fs::File::open(folder.snapshot()).ok()?;
+    serde_json::from_reader(file.take(ANSWER_BYTES_MAX)).ok()
+}
+
+fn no_run(folder: &Path) -> Failure {
+    Failure::new(Exit::Usage, format!("`{}` holds no run", folder.display()))
+        .hint("name the output.directory of a job, after it has read its input")
+}
+
+fn in_words(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, words: String| text += &format!("  {name:<10} {words}\n");
+    let committed = grouped(status.records_committed);
+    let mut records = format!("{committed} of {} committed", grouped(status.records));
+    if status.failed > 0 {
+        records += &format!(", {} failed", grouped(status.failed));
+    }
+    line("records", records);
+    if let Some(snapshot) = &status.snapshot {
+        let remaining = match snapshot.remaining_s().filter(|_| status.live) {
+            Some(seconds) => format!(", about {} left", duration(seconds)),
+            None => String::new(),
+        };
+        line(
+            "speed",
+            format!(
+                "{} tokens/s now, {} since the start {} ago{remaining}",
+                grouped(snapshot.tokens_per_s_now as u64),
+                grouped(snapshot.tokens_per_s as u64),
+                duration(snapshot.elapsed_s),
+            ),
+        );
+        line(
+            "batches",
+            format!(
+                "{} done, {:.1} % full; {} waiting, {} free slots",
+                grouped(snapshot.fill.batches),
+                100.0 * snapshot.fill.mean(),
+                snapshot.batches_queued,
+                snapshot.slots_free
+            ),
+        );
+        for device in &snapshot.devices {
+            let mut words = format!("{}, {} tokens", state_name(device.state), grouped(device.tokens));
+            if device.generation > 0 {
+                words += &format!(", {} restarts", device.generation);
+            }
+            if let Some(error) = &device.last_error {
+                words += &format!(", last error: {error}");
+            }
+            line(&device.name, words);
+        }
+    }
+    headline(status) + &text
+}
+
+fn headline(status: &Status) -> String {
+    let snapshot = status.snapshot.as_ref();
+    let now = match (status.live, status.status) {
+        (true, _) if snapshot.is_some_and(|snapshot| snapshot.stopping) => "stopping",
+        (true, _) if snapshot.is_some_and(|snapshot| snapshot.disk_full) => "waiting: writing is paused",
+        (true, _) if snapshot.is_some_and(|snapshot| snapshot.paused) => "paused",
+        (true, _) => "running",
+        (false, RunStatus::Running) => {
+            "not running: it was killed, or the machine went down; the same command goes on"
+        }
+        (false, RunStatus::Done) => "done",
+        (false, RunStatus::Stopped) => "stopped; the same command goes on",
+        (false, RunStatus::Failed) => "failed",
+    };
+    match &status.reason {
+        Some(reason) if !status.live => format!("{now} ({reason})\n"),
+        Some(_) | None => format!("{now}\n"),
+    }
+}
+
+fn state_name(state: DeviceState) -> &'static str {
+    match state {
+        DeviceState::Loading => "loading",
+        DeviceState::Ready => "ready",
+        DeviceState::Waiting => "about to be restarted",
+        DeviceState::Retired => "retired",
+        DeviceState::Stopped => "stopped",
+    }
+}

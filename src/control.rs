@@ -1,0 +1,202 @@
+//! A running job answers questions: a Unix socket in its result folder, for `status`, `stop`, `pause` and
+//! `resume` from any other shell of the same user.
+//!
+//! One request per connection, a line of JSON; one answer, a line of JSON, except that `watch` goes on
+//! answering. It reads the snapshot and passes wishes on; it never decides anything, and a run does not mind
+//! if the socket cannot be made (some network file systems have none) or nobody ever asks.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actors::manifest::ResultFolder;
+use actors::{Snapshot, StopReason, Stopper, bounds};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+/// Longest request.
+const REQUEST_BYTES_MAX: u64 = 1024;
+/// How long somebody who connected may take to say what they want, or to take an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two snapshots kept on disk, for those who ask after a crash.
+const KEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "request")]
+pub(crate) enum Request {
+    /// One snapshot.
+    Status,
+    /// Snapshots until the run ends.
+    Watch,
+    /// Stop in order, as by a signal.
+    Stop,
+    /// Lend no more batches.
+    Pause,
+    /// Lend again.
+    Resume,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// How the run stands.
+    Snapshot(Box<Snapshot>),
+    /// It is done, or begun.
+    Done,
+    /// The request was none.
+    Error(String),
+}
+
+/// The socket of a run; gone when dropped.
+pub(crate) struct Control {
+    path: PathBuf,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Control {
+    /// Listens in the folder of a run, and keeps its latest snapshot there.
+    pub(crate) fn listen(
+        folder: &ResultFolder,
+        stopper: Stopper,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> Self {
+        let path = folder.socket();
+        let mut tasks = vec![tokio::spawn(keep(folder.snapshot(), snapshots.clone()))];
+        match bind(&path) {
+            Ok(listener) => tasks.push(tokio::spawn(serve(listener, stopper, snapshots))),
+            Err(error) => {
+                tracing::warn!(%error, "no socket for `status`, `stop` and `pause` in the result folder");
+            }
+        }
+        Self { path, tasks }
+    }
+
+    /// Ends it after the run, whose last snapshot stays on disk.
+    pub(crate) fn close(self, last: &Snapshot, folder: &ResultFolder) {
+        write_snapshot(&folder.snapshot(), last);
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A socket for this user alone, under its name only once nobody else can connect.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let name = path.file_name().unwrap_or_default();
+    let folder = short_name_of(path.parent().unwrap_or(Path::new(".")))?;
+    let temporary = folder.path.join(format!(".{}.tmp", name.to_string_lossy()));
+    let _ = std::fs::remove_file(&temporary);
+    let listener = UnixListener::bind(&temporary)?;
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&temporary, folder.path.join(name))?;
+    Ok(listener)
+}
+
+/// Connects to the socket of a run.
+pub(crate) fn connect(folder: &ResultFolder) -> io::Result<std::os::unix::net::UnixStream> {
+    let short = short_name_of(&folder.state())?;
+    let name = folder.socket();
+    std::os::unix::net::UnixStream::connect(short.path.join(name.file_name().unwrap_or_default()))
+}
+
+/// A folder under a name of a few letters: the system takes no more than 108 bytes for a socket.
+struct ShortName {
+    path: PathBuf,
+    _folder: std::fs::File,
+}
+
+fn short_name_of(folder: &Path) -> io::Result<ShortName> {
+    use std::os::fd::AsRawFd;
+    let open = std::fs::File::open(folder)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    let path = if short.is_dir() { short } else { folder.to_owned() };
+    Ok(ShortName { path, _folder: open })
+}
+
+async fn serve(listener: UnixListener, stopper: Stopper, snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let viewers = Arc::new(Semaphore::new(bounds::VIEWERS));
+    while let Ok((stream, _)) = listener.accept().await {
+        // Too many at once: this one is turned away by the closing of its connection.
+        let Ok(place) = viewers.clone().try_acquire_owned() else { continue };
+        let (stopper, snapshots) = (stopper.clone(), snapshots.clone());
+        tokio::spawn(async move {
+            // Whoever asks and leaves has no answer to read.
+            let _ = answer(stream, &stopper, snapshots).await;
+            drop(place);
+        });
+    }
+}
+
+async fn answer(
+    stream: UnixStream,
+    stopper: &Stopper,
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+) -> io::Result<()> {
+    let (reading, mut writing) = stream.into_split();
+    let mut line = String::new();
+    let mut reading = BufReader::new(reading.take(REQUEST_BYTES_MAX));
+    tokio::time::timeout(PATIENCE, reading.read_line(&mut line)).await??;
+    let request = match serde_json::from_str::<Request>(&line) {
+        Ok(request) => request,
+        Err(error) => return say(&mut writing, &Answer::Error(error.to_string())).await,
+    };
+    match request {
+        Request::Status | Request::Watch => {}
+        Request::Stop => stopper.stop(StopReason::Asked),
+        Request::Pause => stopper.pause(true),
+        Request::Resume => stopper.pause(false),
+    }
+    if !matches!(request, Request::Status | Request::Watch) {
+        return say(&mut writing, &Answer::Done).await;
+    }
+    loop {
+        let snapshot = snapshots.borrow_and_update().clone();
+        say(&mut writing, &Answer::Snapshot(Box::new((*snapshot).clone()))).await?;
+        if request == Request::Status || snapshots.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+async fn say(writing: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    tokio::time::timeout(PATIENCE, writing.write_all(&line)).await?
+}
+
+/// Keeps the latest snapshot on disk.
+async fn keep(path: PathBuf, snapshots: watch::Receiver<Arc<Snapshot>>) {
+    let mut interval = tokio::time::interval(KEEP_INTERVAL);
+    loop {
+        interval.tick().await;
+        let (path, snapshot) = (path.clone(), snapshots.borrow().clone());
+        if tokio::task::spawn_blocking(move || write_snapshot(&path, &snapshot)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Not synced and never waited for: it is a courtesy, not a result.
+fn write_snapshot(path: &Path, snapshot: &Snapshot) {
+    let temporary = actors::part::temporary_path(path);
+    let written = serde_json::to_vec(snapshot)
+        .map_err(io::Error::from)
+        .and_then(|text| std::fs::write(&temporary, text))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+}
