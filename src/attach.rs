@@ -2,6 +2,7 @@
 //! none runs, `status` tells what is left of it.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,22 +71,37 @@ pub(crate) fn ask_for(folder: &Path, request: Request) -> Result<Exit, Failure> 
     match ask(&ResultFolder(folder.to_owned()), request)? {
         Some(Answer::Done | Answer::Snapshot(_)) => Ok(Exit::Done),
         Some(Answer::Error(error)) => Err(Failure::new(Exit::Failed, format!("the job refused: {error}"))),
-        None => Err(Failure::new(Exit::Usage, format!("no job is running in `{}`", folder.display()))
-            .hint(format!("virnucpro-orch status {} tells what is left of it", folder.display()))),
+        None => Err(no_job(folder)),
     }
+}
+
+/// That no job runs in a folder.
+pub(crate) fn no_job(folder: &Path) -> Failure {
+    Failure::new(Exit::Usage, format!("no job is running in `{}`", folder.display()))
+        .hint(format!("virnucpro-orch status {} tells what is left of it", folder.display()))
+}
+
+/// Puts a request to the job that runs in a folder; `None` if none does.
+pub(crate) fn open(folder: &ResultFolder, request: Request) -> Result<Option<UnixStream>, Failure> {
+    let Ok(mut stream) = control::connect(folder) else { return Ok(None) };
+    let mut line = serde_json::to_string(&request).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    line.push('\n');
+    stream
+        .set_write_timeout(Some(ANSWER_MAX))
+        .and_then(|()| stream.write_all(line.as_bytes()))
+        .map_err(|error| does_not_answer(folder, &error))?;
+    Ok(Some(stream))
+}
+
+fn does_not_answer(folder: &ResultFolder, error: &std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, format!("the job in `{}` does not answer: {error}", folder.0.display()))
 }
 
 /// Asks the job that runs in a folder; `None` if none does.
 fn ask(folder: &ResultFolder, request: Request) -> Result<Option<Answer>, Failure> {
-    let Ok(mut stream) = control::connect(folder) else { return Ok(None) };
-    let failed = |error: std::io::Error| {
-        Failure::new(Exit::Failed, format!("the job in `{}` does not answer: {error}", folder.0.display()))
-    };
+    let Some(stream) = open(folder, request)? else { return Ok(None) };
+    let failed = |error: std::io::Error| does_not_answer(folder, &error);
     stream.set_read_timeout(Some(ANSWER_MAX)).map_err(failed)?;
-    stream.set_write_timeout(Some(ANSWER_MAX)).map_err(failed)?;
-    let mut line = serde_json::to_string(&request).map_err(|error| Failure::because(Exit::Failed, &error))?;
-    line.push('\n');
-    stream.write_all(line.as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_line(&mut answer).map_err(failed)?;
     let answer = serde_json::from_str(&answer).map_err(|error| {

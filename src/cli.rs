@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Doctor(DoctorArguments),
     /// Show how the job in a result folder stands, running or not
     Status(StatusArguments),
+    /// Watch the job that runs in a result folder, live
+    Top(FolderArguments),
     /// Stop the job that runs in a result folder, as SIGTERM does; the same command goes on later
     Stop(FolderArguments),
     /// Give the devices of a running job no more work until `resume`

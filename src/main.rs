@@ -7,6 +7,7 @@ mod attach;
 mod cli;
 mod completions;
 mod control;
+mod dashboard;
 mod doctor;
 mod export;
 mod export_command;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Init(arguments) => init::init(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Status(arguments) => attach::status(&arguments),
+        Command::Top(arguments) => dashboard::top(&arguments),
         Command::Stop(arguments) => attach::ask_for(&arguments.folder, Request::Stop),
         Command::Pause(arguments) => attach::ask_for(&arguments.folder, Request::Pause),
         Command::Resume(arguments) => attach::ask_for(&arguments.folder, Request::Resume),

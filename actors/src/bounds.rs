@@ -39,5 +39,8 @@ pub const SIGNALS: usize = 4;
 /// Viewers of one run at once; more are turned away.
 pub const VIEWERS: usize = 64;
 
+/// Snapshots on their way to a dashboard: it draws ten times a second, they come four times.
+pub const DASHBOARD_EVENTS: usize = 16;
+
 /// Words to the thread that keeps the lock: that it shall end.
 pub const LOCK_WORDS: usize = 1;
