@@ -17,10 +17,12 @@ use crate::failure::{Exit, Failure};
 /// The modules that log, as a filter may name them; those above them may be named, too.
 const MODULES: [&str; 10] = [
     "actors::inference",
+    "actors::journal",
     "actors::obstacle",
     "actors::packer",
     "actors::supervisor",
     "actors::writer",
+    "virnucpro_orch::control",
     "virnucpro_orch::progress",
     "virnucpro_orch::result_folder",
     "virnucpro_orch::result_folder::lock",
