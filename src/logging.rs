@@ -15,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::failure::{Exit, Failure};
 
 /// The modules that log, as a filter may name them; those above them may be named, too.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 12] = [
     "actors::inference",
     "actors::journal",
     "actors::obstacle",
