@@ -119,3 +119,9 @@ fn a_folder_of_any_length_has_its_socket() {
     run(program(["stop"]).arg(&results)).expect(0);
     running.finish().expect(75);
 }
+
+#[test]
+fn a_dashboard_needs_a_terminal_and_says_what_does_without() {
+    let job = job();
+    run(program(["top"]).arg(job.at("results"))).expect(2).says(["needs a terminal", "status"]);
+}
