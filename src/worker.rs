@@ -118,8 +118,8 @@ fn run_engine(
     confirmed: &flume::Receiver<()>,
     progress: &Progress,
 ) {
-    // No batch begins before the answer to the one before is written: a crash in between would take that
-    // answer along, and be held against a batch that was done.
+    // No batch begins before it is said that the one before is done: a crash in between would be held against
+    // a batch that was. The embeddings themselves travel while the next batch computes.
     let say = |message, values| {
         let _ = answers.send(Answer::Message(message, values));
         let _ = confirmed.recv();
@@ -210,12 +210,21 @@ fn write_answers(
             }
             Err(flume::RecvTimeoutError::Disconnected) => return,
         };
-        if write_frame(&mut socket, &message, &values).is_err() {
+        let said = match message {
+            FromWorker::Completed { batch, .. } => {
+                write_frame(&mut socket, &FromWorker::Computed { batch }, &[]).and_then(|()| {
+                    let _ = written.send(());
+                    write_frame(&mut socket, &message, &values)
+                })
+            }
+            FromWorker::Heartbeat { .. } => write_frame(&mut socket, &message, &values),
+            _ => write_frame(&mut socket, &message, &values).map(|()| {
+                let _ = written.send(());
+            }),
+        };
+        if said.is_err() {
             // The orchestrator is gone; the reading thread notices as well and leaves.
             return;
-        }
-        if !matches!(message, FromWorker::Heartbeat { .. }) {
-            let _ = written.send(());
         }
     }
 }

@@ -247,6 +247,10 @@ impl InferenceState {
                     self.supervisor.cast(SupervisorMessage::WorkerTicked)?;
                 }
             }
+            FromWorker::Computed { batch } => {
+                self.silent = Duration::ZERO;
+                self.packer.cast(PackerMessage::Computed { worker, batch })?;
+            }
             FromWorker::Completed { batch, compute_us, memory } => {
                 self.returned(batch)?;
                 let completion = Completion { compute_us, memory };

@@ -109,6 +109,8 @@ struct BatchEntry {
     /// How often its sequence failed on each device while it stood alone.
     failed_on: BTreeMap<DeviceIndex, u32>,
     holder: Option<Worker>,
+    /// Its holder has computed it; the embeddings are on their way.
+    computed: bool,
     /// Order of leasing: a worker runs its leases in this order.
     leased_at: u64,
 }
@@ -335,6 +337,14 @@ impl Ledger {
         }
     }
 
+    /// Notes that a batch is computed and only its embeddings have still to arrive: if they never do, it is not
+    /// to blame.
+    pub fn computed(&mut self, worker: Worker, batch: BatchId) {
+        if let Some(entry) = self.batches.get_mut(&batch).filter(|entry| entry.holder == Some(worker)) {
+            entry.computed = true;
+        }
+    }
+
     /// Settles a batch whose embeddings arrived; the second value is what it means for its device.
     ///
     /// # Errors
@@ -394,8 +404,8 @@ impl Ledger {
         Ok(verdicts)
     }
 
-    /// Takes back everything a dead worker held. The batch it was running, its oldest lease, is held
-    /// against that batch; the others were only waiting.
+    /// Takes back everything a dead worker held. The batch it was running, the oldest lease that was not yet
+    /// computed, is held against that batch; the others were done or only waiting.
     pub fn lose(&mut self, worker: Worker, reason: &str) -> Vec<Verdict> {
         let mut held: Vec<BatchId> =
             self.batches.iter().filter(|(_, e)| e.holder == Some(worker)).map(|(&batch, _)| batch).collect();
@@ -404,9 +414,10 @@ impl Ledger {
         self.device(worker.device).failures_in_a_row = 0;
         let error = EngineError::Device(reason.to_owned());
         let mut verdicts = Vec::new();
-        for (position, batch) in held.into_iter().enumerate() {
+        let running = held.iter().copied().find(|batch| !self.batches[batch].computed);
+        for batch in held {
             let entry = self.take_from(worker, batch).expect("the worker holds it");
-            if position == 0 {
+            if Some(batch) == running {
                 verdicts.extend(self.judge(worker, batch, entry, &error));
             } else if !entry.sequences.is_empty() {
                 let attempts = entry.attempts;
@@ -548,6 +559,7 @@ impl Ledger {
             lethal: false,
             failed_on: BTreeMap::new(),
             holder: None,
+            computed: false,
             leased_at: 0,
         };
         self.requeue(batch, entry, turn);
@@ -574,6 +586,7 @@ impl Ledger {
     fn requeue(&mut self, batch: BatchId, mut entry: BatchEntry, turn: Turn) {
         entry.turn = turn;
         entry.holder = None;
+        entry.computed = false;
         self.pending_tokens += entry.tokens;
         self.pending.insert((entry.segment, turn, batch));
         self.batches.insert(batch, entry);
@@ -657,6 +670,20 @@ mod tests {
         let order: Vec<_> =
             std::iter::from_fn(|| ledger.lease(worker(1, 0))).map(|lease| lease.batch).collect();
         assert_eq!(order, [second.batch, BatchId(2), first.batch]);
+    }
+
+    #[test]
+    fn a_computed_batch_is_not_to_blame_for_the_end_of_its_worker() {
+        let mut ledger = Ledger::new(1, BUDGET);
+        ledger.open_segment(SEGMENT, vec![10; 3], vec![vec![0], vec![1], vec![2]]);
+        let done = ledger.lease(worker(0, 0)).unwrap();
+        let running = ledger.lease(worker(0, 0)).unwrap();
+        ledger.computed(worker(0, 0), done.batch);
+        // Nobody else's word counts.
+        ledger.computed(worker(1, 0), running.batch);
+        let verdicts = ledger.lose(worker(0, 0), "unplugged");
+        assert_eq!(verdicts[0], Verdict::Requeued { batch: done.batch, attempts: 0 });
+        assert!(matches!(verdicts[1], Verdict::Quarantined { sequence: 1, .. }), "{verdicts:?}");
     }
 
     #[test]

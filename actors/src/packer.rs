@@ -35,6 +35,8 @@ pub(crate) enum PackerMessage {
     InputEnded,
     /// From a device: it has a free slot.
     WantBatch { worker: Worker, inference: ActorRef<InferenceMessage> },
+    /// From a device: a batch is done, its embeddings are on their way.
+    Computed { worker: Worker, batch: BatchId },
     /// From a device: embeddings.
     Completed { worker: Worker, batch: BatchId, values: Vec<f32>, completion: Completion },
     /// From a device: a batch failed, the device still works.
@@ -183,6 +185,10 @@ impl Actor for Packer {
                 state.ledger.expect_no_more();
             }
             PackerMessage::WantBatch { worker, inference } => state.waiting.push_back((worker, inference)),
+            PackerMessage::Computed { worker, batch } => {
+                state.ledger.computed(worker, batch);
+                return Ok(());
+            }
             PackerMessage::Completed { worker, batch, values, completion } => {
                 state.completed(worker, batch, values, completion)?;
             }

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use crate::identity::{BatchId, Worker};
 
 /// Version of the messages below. Raise it with any change to them.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// How often a worker reports its progress, milliseconds; far below any sensible `hang_ms`.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 200;
@@ -118,6 +118,12 @@ pub enum FromWorker {
     Heartbeat {
         /// Steps of work done so far; a hung engine's stand still.
         ticks: u64,
+    },
+    /// A batch is computed; its embeddings are on their way. Should the worker die before they arrive, that batch
+    /// is not to blame.
+    Computed {
+        /// The batch.
+        batch: BatchId,
     },
     /// A batch's embeddings, in the payload: row-major [rows, hidden] f32.
     Completed {
