@@ -25,7 +25,8 @@ fn recovers(job: JobFolder, program: &str) -> (Finished, Outcome) {
 /// As [`recovers`], and the device was started again, which `run.json` and the summary count.
 #[track_caller]
 fn restarts(job: JobFolder, program: &str, reason: &str) {
-    let (finished, outcome) = recovers(job, program);
+    // Slow enough that every device gets its share, and with it its fault.
+    let (finished, outcome) = recovers(job, &format!("latency_us_per_batch=4000;{program}"));
     assert_eq!(outcome.restarts(), 1, "{program}:\n{}", finished.stderr);
     finished.says(["device failed, restarting", reason, "restarts   1"]);
 }
