@@ -43,7 +43,12 @@ struct AboveBars;
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // Nobody may be reading any more (`2>&1 | head`): a log line is no reason to end a run.
-        let _ = bars().suspend(|| io::stderr().lock().write_all(bytes));
+        if bars().is_hidden() {
+            let _ = io::stderr().lock().write_all(bytes);
+        } else {
+            // Not `suspend`, which panics when the terminal is gone.
+            let _ = bars().println(String::from_utf8_lossy(bytes).trim_end_matches('\n'));
+        }
         Ok(bytes.len())
     }
 

@@ -9,6 +9,7 @@ use actors::files;
 use actors::identity::SegmentId;
 use actors::manifest::{Manifest, ResultFolder};
 
+pub(crate) use self::lock::give_lock_back;
 use self::lock::{Lock, LockError};
 use crate::failure::{Exit, Failure};
 

@@ -50,10 +50,21 @@ impl Target {
                 crate::stderr::say(format_args!(
                     "stopped by {name} before the first batch; the same command starts again"
                 ));
+                crate::result_folder::give_lock_back();
                 std::process::exit(Exit::Resumable as i32);
             }
         }
     }
+}
+
+/// Whether whoever started the program wants it to outlive its terminal, as `nohup` does.
+fn is_hangup_ignored() -> bool {
+    const SIGHUP_BIT: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & SIGHUP_BIT != 0)
 }
 
 /// Listens for SIGINT, SIGTERM, SIGHUP and SIGUSR1 (a cluster's warning before pre-emption).
@@ -64,9 +75,11 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
     let mut signals = vec![
         ("SIGINT", signal(SignalKind::interrupt())?),
         ("SIGTERM", signal(SignalKind::terminate())?),
-        ("SIGHUP", signal(SignalKind::hangup())?),
         ("SIGUSR1", signal(SignalKind::user_defined1())?),
     ];
+    if !is_hangup_ignored() {
+        signals.push(("SIGHUP", signal(SignalKind::hangup())?));
+    }
     let (sender, mut received) = tokio::sync::mpsc::channel(bounds::SIGNALS);
     for (name, mut signal) in signals.drain(..) {
         let sender = sender.clone();
@@ -82,6 +95,7 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
             crate::stderr::say(format_args!(
                 "second signal ({name}): leaving at once; the same command resumes"
             ));
+            crate::result_folder::give_lock_back();
             std::process::exit(Exit::Interrupted as i32);
         }
     });

@@ -220,6 +220,8 @@ pub(crate) struct Journal {
     entries: Option<flume::Sender<Entry>>,
     thread: Option<JoinHandle<()>>,
     begun: HashMap<SegmentId, bool>,
+    /// Committed segments whose end found no room in the queue.
+    ended_later: Vec<SegmentId>,
 }
 
 impl Journal {
@@ -234,7 +236,13 @@ impl Journal {
         let (entries, received) = flume::bounded(bounds::JOURNAL_BATCHES);
         let folder = place.clone();
         let thread = crate::thread::spawn_watched("journal", move || keep(&folder, &received), on_panic)?;
-        Ok(Self { place, entries: Some(entries), thread: Some(thread), begun: HashMap::new() })
+        Ok(Self {
+            place,
+            entries: Some(entries),
+            thread: Some(thread),
+            begun: HashMap::new(),
+            ended_later: Vec::new(),
+        })
     }
 
     /// Notes that a segment has a journal already, good up to there.
@@ -268,13 +276,11 @@ impl Journal {
 
     /// The segment is committed: its journal goes.
     pub(crate) fn end(&mut self, segment: SegmentId) {
-        if self.begun.remove(&segment).is_some()
-            && let Some(entries) = &self.entries
-            && let Err(flume::TrySendError::Full(_)) = entries.try_send(Entry::End(segment))
-        {
-            // It stays until the next start, which knows that the segment is committed.
-            tracing::debug!(%segment, "journal is removed later");
+        if self.begun.remove(&segment).is_some() {
+            self.ended_later.push(segment);
         }
+        let ended = std::mem::take(&mut self.ended_later);
+        self.ended_later = ended.into_iter().filter(|&segment| !self.send(Entry::End(segment))).collect();
     }
 
     /// Whether the thread took it.
@@ -286,6 +292,10 @@ impl Journal {
     pub(crate) async fn stop(&mut self) {
         self.entries = None;
         crate::thread::join(self.thread.take()).await;
+        for segment in std::mem::take(&mut self.ended_later) {
+            // What cannot be removed now is at the next start, which knows that the segment is committed.
+            let _ = crate::files::remove(&self.place.path(segment));
+        }
     }
 }
 

@@ -463,7 +463,7 @@ impl PackerState {
         self.stopping = true;
         self.writer()?.cast(WriterMessage::KeepOpen)?;
         let elapsed = self.first_lease.map_or(0.0, |start| start.elapsed().as_secs_f64());
-        if self.tokens_done == 0 && !self.paused {
+        if self.tokens_done == 0 && !self.paused && self.first_lease.is_some() {
             // Nothing tells how long anything takes: the grace time decides.
             return Ok(());
         }

@@ -111,6 +111,11 @@ impl Running {
         running
     }
 
+    /// Starts a command whose standard input stays open and empty.
+    pub(crate) fn start_stdin_open(command: &mut Command) -> Self {
+        Self::start_with(command.stdin(Stdio::piped()))
+    }
+
     fn start_with(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut out = child.stdout.take().unwrap();

@@ -128,3 +128,17 @@ fn a_worker_started_by_hand_says_so() {
     let finished = crate::process::run(&mut crate::process::program(["worker"])).expect(2);
     finished.says(["`worker` is started by `run`"]);
 }
+
+#[test]
+fn nohup_protects_a_run_from_its_terminal() {
+    let job = JobFolder::new(fasta(33, 200, 20..200)).simulating("latency_us_per_batch=20000");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", crate::process::PROGRAM]);
+    command.args(job.command_into("results").get_args()).current_dir(job.path());
+    crate::process::without_settings(&mut command);
+    let mut run = crate::process::Running::start(command.env("VIRNUCPRO_SIM", "latency_us_per_batch=20000"));
+    run.wait_for("ready device");
+    run.signal(Signal::HUP);
+    run.finish().expect(0);
+    job.outcome("results");
+}
