@@ -7,6 +7,7 @@ pub mod device;
 pub mod encoder;
 mod engine;
 pub mod model;
+pub mod nvml;
 pub mod ops;
 pub mod sim;
 

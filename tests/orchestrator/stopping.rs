@@ -142,3 +142,29 @@ fn nohup_protects_a_run_from_its_terminal() {
     run.finish().expect(0);
     job.outcome("results");
 }
+
+#[test]
+fn a_terminal_that_goes_away_ends_nothing() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    let undisturbed = slow_job().simulating("").done_into("undisturbed");
+    let job = slow_job().set("telemetry.progress", "auto");
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+    let slave = std::fs::File::options().read(true).write(true).open(name).unwrap();
+    let mut command = job.command_into("results");
+    command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let results = job.at("results");
+    while segments_committed(&results) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "ended early");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // A window that is closed, a connection that breaks: from now on every word to it fails.
+    drop(master);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    job.outcome("results").assert_same(&undisturbed, "after the terminal went away");
+}
