@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use kernels::device::{Machine, probe};
+use kernels::Precision;
+use kernels::device::{Machine, Nvidia, probe};
+use kernels::nvml::{Capability, Driver, GpuIdentity, GpuSample};
 use serde::Serialize;
 
 use crate::cli::DoctorArguments;
@@ -20,10 +22,31 @@ struct Report {
     memory_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
     cuda: String,
+    /// The driver that the kernel has loaded, by its own account.
     nvidia_driver: Option<String>,
+    /// What the driver's library tells, or why it does not.
+    nvidia: Result<NvidiaReport, String>,
+    /// Which GPUs the environment leaves to CUDA.
+    cuda_visible_devices: Option<String>,
     demo_model: Result<String, String>,
     hub_cache: Vec<String>,
 }
+
+#[derive(Serialize)]
+struct NvidiaReport {
+    driver: Driver,
+    gpus: Vec<Result<GpuReport, String>>,
+}
+
+#[derive(Serialize)]
+struct GpuReport {
+    identity: GpuIdentity,
+    sample: GpuSample,
+}
+
+/// Oldest CUDA that a driver must run, and the first driver that does.
+const CUDA_MIN: (u32, u32) = (12, 0);
+const CUDA_MIN_DRIVER: u32 = 525;
 
 pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<Exit, Failure> {
     let report = examine(probe());
@@ -50,11 +73,21 @@ fn examine(machine: Machine) -> Report {
         memory_available_bytes: machine.memory_available_bytes,
         cuda: machine.cuda.to_string(),
         nvidia_driver: nvidia_driver(),
+        nvidia: machine.nvidia.map(nvidia_report).map_err(|error| error.to_string()),
+        cuda_visible_devices: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
         demo_model: demo
             .map(|model| format!("{} layers, width {}", model.config().layers, model.config().hidden))
             .map_err(|error| actors::error_chain(&error)),
         hub_cache: cached_models(),
     }
+}
+
+fn nvidia_report(nvidia: Nvidia) -> NvidiaReport {
+    let gpus = nvidia.gpus.into_iter().map(|gpu| match gpu {
+        Ok((identity, sample)) => Ok(GpuReport { identity, sample }),
+        Err(error) => Err(error.to_string()),
+    });
+    NvidiaReport { driver: nvidia.driver, gpus: gpus.collect() }
 }
 
 /// The published ESM-2 models that lie in the local caches.
@@ -92,9 +125,28 @@ fn describe(report: &Report) -> String {
         "cpu",
         format!("ready: fp32 with {} (found: {})", report.cpu_instructions, report.cpu_features.join(", ")),
     );
-    match &report.nvidia_driver {
-        Some(driver) => line("cuda", format!("not used: {}; this machine has one: {driver}", report.cuda)),
-        None => line("cuda", format!("not used: {}; no NVIDIA driver is loaded here either", report.cuda)),
+    line("cuda", format!("not used: {}", report.cuda));
+    match (&report.nvidia, &report.nvidia_driver) {
+        (Ok(nvidia), _) => {
+            line("nvidia", driver_in_words(nvidia));
+            for (index, gpu) in nvidia.gpus.iter().enumerate() {
+                let name = format!("gpu {index}");
+                match gpu {
+                    Ok(gpu) => {
+                        line(&name, identity_in_words(&gpu.identity));
+                        line("", sample_in_words(&gpu.sample));
+                    }
+                    Err(error) => line(&name, error.clone()),
+                }
+            }
+        }
+        (Err(error), Some(loaded)) => {
+            line("nvidia", format!("not usable: {error}; the kernel's driver is loaded: {loaded}"));
+        }
+        (Err(error), None) => line("nvidia", format!("none: {error}")),
+    }
+    if let Some(visible) = &report.cuda_visible_devices {
+        line("", format!("CUDA_VISIBLE_DEVICES={visible} hides the other GPUs from CUDA"));
     }
     line("sim", "ready: simulated devices for tests (devices.use = \"sim:N\")".to_owned());
     match &report.demo_model {
@@ -110,4 +162,89 @@ fn describe(report: &Report) -> String {
         line("weights", model.clone());
     }
     lines
+}
+
+/// For what a driver does not tell.
+const ABSENT: &str = "N/A";
+
+fn told<T>(fact: Option<T>, words: impl FnOnce(T) -> String) -> String {
+    fact.map_or_else(|| ABSENT.to_owned(), words)
+}
+
+fn driver_in_words(nvidia: &NvidiaReport) -> String {
+    let Driver { version, cuda } = &nvidia.driver;
+    let mut words = format!(
+        "driver {}, CUDA {}",
+        version.as_deref().unwrap_or(ABSENT),
+        told(*cuda, |(major, minor)| format!("{major}.{minor}"))
+    );
+    words += &match nvidia.gpus.len() {
+        0 => ", no GPU visible: start a container with `--gpus all`, ask a scheduler for a GPU".to_owned(),
+        1 => ", 1 GPU".to_owned(),
+        count => format!(", {count} GPUs"),
+    };
+    if cuda.is_some_and(|cuda| cuda < CUDA_MIN) {
+        words += &format!("; too old for CUDA {}: install driver {CUDA_MIN_DRIVER} or later", CUDA_MIN.0);
+    }
+    words
+}
+
+fn identity_in_words(gpu: &GpuIdentity) -> String {
+    let capability = |capability: Capability| {
+        let precisions = [(Precision::Fp32, "fp32"), (Precision::Fp16, "fp16"), (Precision::Bf16, "bf16")];
+        let supported = precisions.iter().filter(|(precision, _)| capability.supports(*precision));
+        let names: Vec<&str> = supported.map(|&(_, name)| name).collect();
+        format!("{capability} ({})", names.join(", "))
+    };
+    format!(
+        "{}, compute capability {}, {}, PCI {}, MIG {}",
+        gpu.name.as_deref().unwrap_or("name N/A"),
+        told(gpu.capability, capability),
+        gpu.uuid.as_deref().unwrap_or("UUID N/A"),
+        gpu.pci_bus_id.as_deref().unwrap_or(ABSENT),
+        told(gpu.mig, |on| on_or_off(on).to_owned()),
+    )
+}
+
+fn sample_in_words(sample: &GpuSample) -> String {
+    let gibibytes = |bytes: u64| format!("{:.1}", bytes as f64 / (1u64 << 30) as f64);
+    let percent = |part: u32| format!("{part} %");
+    let watts = |power: f64| format!("{power:.0}");
+    let megahertz = |clock: u32| format!("{clock} MHz");
+    let megabytes = |rate: u64| format!("{} MB/s", rate / 1_000_000);
+    let slowed = |reasons: &Vec<&str>| {
+        if reasons.is_empty() { "nothing".to_owned() } else { reasons.join(" + ") }
+    };
+    let processes = |processes: &Vec<_>| processes.len().to_string();
+    [
+        format!(
+            "memory {} of {} GiB in use ({} taken)",
+            told(sample.memory_used_bytes, gibibytes),
+            told(sample.memory_total_bytes, gibibytes),
+            told(sample.memory_share, |share| format!("{:.0} %", share * 100.0)),
+        ),
+        format!("busy {}", told(sample.busy_percent, percent)),
+        format!("memory busy {}", told(sample.memory_busy_percent, percent)),
+        format!("temperature {}", told(sample.temperature_c, |celsius| format!("{celsius} °C"))),
+        format!("{} of {} W", told(sample.power_w, watts), told(sample.power_limit_w, watts)),
+        format!("clock {}", told(sample.clock_sm_mhz, megahertz)),
+        format!("memory clock {}", told(sample.clock_memory_mhz, megahertz)),
+        format!("slowed by {}", told(sample.throttled_by.as_ref(), slowed)),
+        format!(
+            "PCIe in {}, out {}",
+            told(sample.pcie_received_bytes_per_s, megabytes),
+            told(sample.pcie_sent_bytes_per_s, megabytes)
+        ),
+        format!(
+            "ECC {} ({} errors uncorrected since the driver was loaded)",
+            told(sample.ecc, |on| on_or_off(on).to_owned()),
+            told(sample.ecc_uncorrected, |count| count.to_string()),
+        ),
+        format!("processes {}", told(sample.processes.as_ref(), processes)),
+    ]
+    .join(", ")
+}
+
+fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }

@@ -31,7 +31,7 @@ pub use inference::WorkerCommand;
 pub use obstacle::write_when_possible;
 pub use run::{Run, RunEnd, RunPlan, Stopper};
 pub use supervisor::{DevicePlan, Outcome, StopReason};
-pub use telemetry::{DeviceState, DeviceView, SNAPSHOT_VERSION, Snapshot};
+pub use telemetry::{DeviceState, DeviceView, GpuView, SNAPSHOT_VERSION, Snapshot};
 pub use thread::panic_message;
 pub use writer::WriteError;
 

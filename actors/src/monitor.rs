@@ -1,12 +1,19 @@
 //! The monitor actor of a device: samples its worker once a second.
 //!
-//! For the CPU and simulated devices that is the worker's processor time and memory, from `/proc`. It
-//! reports to telemetry and decides nothing.
+//! That is the worker's processor time and memory, from `/proc`; for an NVIDIA GPU a thread of its own asks
+//! the driver besides. It reports to telemetry and decides nothing.
+
+mod gpu;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests;
 
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use self::gpu::GpuThread;
+pub(crate) use self::gpu::GpuWatch;
 use crate::identity::DeviceIndex;
 use crate::telemetry::TelemetryMessage;
 
@@ -23,6 +30,8 @@ pub(crate) enum MonitorMessage {
 /// What a monitor starts with.
 pub(crate) struct MonitorArguments {
     pub(crate) device: DeviceIndex,
+    /// The GPU behind the device, if it is one.
+    pub(crate) gpu: Option<GpuWatch>,
     pub(crate) telemetry: ActorRef<TelemetryMessage>,
 }
 
@@ -33,6 +42,7 @@ pub(crate) struct MonitorState {
     telemetry: ActorRef<TelemetryMessage>,
     process: Option<u32>,
     previous: Option<(Instant, Duration)>,
+    gpu: Option<GpuThread>,
 }
 
 impl Actor for Monitor {
@@ -46,8 +56,9 @@ impl Actor for Monitor {
         arguments: MonitorArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         myself.send_interval(SAMPLE_INTERVAL, || MonitorMessage::Sample);
-        let MonitorArguments { device, telemetry } = arguments;
-        Ok(MonitorState { device, telemetry, process: None, previous: None })
+        let MonitorArguments { device, gpu, telemetry } = arguments;
+        let gpu = gpu.map(|gpu| gpu.start(device, telemetry.clone())).transpose()?;
+        Ok(MonitorState { device, telemetry, process: None, previous: None, gpu })
     }
 
     async fn handle(
@@ -80,6 +91,17 @@ impl Actor for Monitor {
         }
         Ok(())
     }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        if let Some(gpu) = state.gpu.take() {
+            gpu.stop().await;
+        }
+        Ok(())
+    }
 }
 
 struct ProcessUsage {
@@ -100,16 +122,4 @@ fn process_usage(process: u32) -> Option<ProcessUsage> {
         ),
         resident_bytes: field(24)? * rustix::param::page_size() as u64,
     })
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn this_process_uses_time_and_memory() {
-        let usage = process_usage(std::process::id()).unwrap();
-        assert!(usage.resident_bytes > 100_000, "{}", usage.resident_bytes);
-        assert!(process_usage(u32::MAX).is_none());
-    }
 }

@@ -126,6 +126,7 @@ impl Run {
                     compute_s: 0.0,
                     cpu_cores: None,
                     resident_bytes: None,
+                    gpu: None,
                     last_error: None,
                 })
                 .collect(),

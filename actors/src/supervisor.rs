@@ -18,7 +18,7 @@ use crate::inference::{
 };
 use crate::journal::JournalPlace;
 use crate::manifest::Manifest;
-use crate::monitor::{Monitor, MonitorArguments, MonitorMessage};
+use crate::monitor::{GpuWatch, Monitor, MonitorArguments, MonitorMessage};
 use crate::packer::{Packer, PackerArguments, PackerDevice, PackerMessage, Standing};
 use crate::protocol::{Assignment, EngineChoice, VERSION};
 use crate::reader::{Reader, ReaderArguments};
@@ -269,7 +269,8 @@ impl Actor for Supervisor {
         let mut devices = Vec::new();
         for (index, device_plan) in plan.devices.into_iter().enumerate() {
             let device = DeviceIndex(index);
-            let monitor_arguments = MonitorArguments { device, telemetry: telemetry.clone() };
+            let gpu = GpuWatch::of_device(&device_plan.name);
+            let monitor_arguments = MonitorArguments { device, gpu, telemetry: telemetry.clone() };
             let (monitor, _) = Actor::spawn_linked(None, Monitor, monitor_arguments, link()).await?;
             roles.insert(monitor.get_id(), Role::Monitor(device));
             devices.push(DeviceSlot {
@@ -535,7 +536,8 @@ impl SupervisorState {
     }
 
     async fn restart_monitor(&mut self, myself: &ActorRef<SupervisorMessage>, device: DeviceIndex) {
-        let arguments = MonitorArguments { device, telemetry: self.telemetry.clone() };
+        let gpu = GpuWatch::of_device(&self.devices[device.0].plan.name);
+        let arguments = MonitorArguments { device, gpu, telemetry: self.telemetry.clone() };
         if let Ok((monitor, _)) = Actor::spawn_linked(None, Monitor, arguments, myself.get_cell()).await {
             self.roles.insert(monitor.get_id(), Role::Monitor(device));
             self.devices[device.0].monitor = monitor;

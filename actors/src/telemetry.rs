@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kernels::nvml::{GpuIdentity, GpuSample};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -105,8 +106,19 @@ pub struct DeviceView {
     pub cpu_cores: Option<f64>,
     /// Resident memory of the worker; `None` where it cannot be read.
     pub resident_bytes: Option<u64>,
+    /// How its GPU fares; `None` for a device that is none.
+    pub gpu: Option<GpuView>,
     /// Why it last failed.
     pub last_error: Option<String>,
+}
+
+/// A GPU at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct GpuView {
+    /// What the driver calls it, as far as it has ever told.
+    pub identity: GpuIdentity,
+    /// Its latest sample; `None` while the GPU is lost or the driver cannot be asked.
+    pub sample: Option<GpuSample>,
 }
 
 /// What a device is doing.
@@ -143,6 +155,7 @@ pub(crate) enum TelemetryMessage {
     DiskFull(bool),
     Device { device: DeviceIndex, generation: Generation, state: DeviceState, error: Option<String> },
     Sampled { device: DeviceIndex, cpu_cores: Option<f64>, resident_bytes: Option<u64> },
+    GpuSampled { device: DeviceIndex, view: Box<GpuView> },
     Publish,
 }
 
@@ -229,6 +242,7 @@ impl Actor for Telemetry {
                 let view = &mut snapshot.devices[device.0];
                 (view.cpu_cores, view.resident_bytes) = (cpu_cores, resident_bytes);
             }
+            TelemetryMessage::GpuSampled { device, view } => snapshot.devices[device.0].gpu = Some(*view),
             TelemetryMessage::Publish => state.publish(),
         }
         Ok(())

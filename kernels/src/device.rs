@@ -1,12 +1,13 @@
 //! What this machine offers to engines, for `doctor`.
 //!
-//! Reads the operating system's own accounts; starts no engine and changes nothing. Every fact
-//! that cannot be had is `None`, never a guess.
+//! Reads the operating system's own accounts and the NVIDIA driver's; starts no engine and changes nothing. Every
+//! fact that cannot be had is `None`, never a guess.
 
 use crate::cpu;
+use crate::nvml::{Driver, GpuIdentity, GpuSample, Library, Nvml, NvmlError};
 
 /// Facts about this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
     /// The processor's own name.
     pub cpu_model: Option<String>,
@@ -22,6 +23,17 @@ pub struct Machine {
     pub memory_available_bytes: Option<u64>,
     /// Whether NVIDIA devices can be used, and why not.
     pub cuda: CudaSupport,
+    /// What the NVIDIA driver says, or why it says nothing.
+    pub nvidia: Result<Nvidia, NvmlError>,
+}
+
+/// The NVIDIA part of a machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nvidia {
+    /// Its driver.
+    pub driver: Driver,
+    /// Every GPU that this process may see, by index, and how it fares; or why one cannot be asked.
+    pub gpus: Vec<Result<(GpuIdentity, GpuSample), NvmlError>>,
 }
 
 /// Whether NVIDIA devices can be used.
@@ -51,7 +63,18 @@ pub fn probe() -> Machine {
         memory_bytes: meminfo_bytes(&meminfo, "MemTotal"),
         memory_available_bytes: meminfo_bytes(&meminfo, "MemAvailable"),
         cuda: CudaSupport::NotBuilt,
+        nvidia: probe_nvidia(&Library::from_environment()),
     }
+}
+
+fn probe_nvidia(library: &Library) -> Result<Nvidia, NvmlError> {
+    let nvml = Nvml::open(library)?;
+    let gpus = nvml.gpus()?.into_iter().map(|gpu| {
+        let mut gpu = gpu?;
+        let sample = gpu.sample()?;
+        Ok((gpu.identity().clone(), sample))
+    });
+    Ok(Nvidia { driver: nvml.driver(), gpus: gpus.collect() })
 }
 
 /// The name of the first processor in `/proc/cpuinfo`; ARM machines list none.

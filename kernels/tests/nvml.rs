@@ -138,7 +138,12 @@ fn critical_errors_are_counted_once_each() {
     fake.answers(&format!("{TWO_GPUS}\n0.xid 31 79 999"));
     assert_eq!(gpu.sample().unwrap().xid, Some(XidTally { count: 3, last: None }));
     assert!(kernels::nvml::xid_meaning(79).unwrap().contains("fallen off the bus"));
+    // The error that takes the GPU away is told, though the sample fails.
+    fake.answers(&format!("{TWO_GPUS}\n0.xid 31 79 999 79\n0.busy !15"));
+    assert!(gpu.sample().unwrap_err().is_loss());
+    assert_eq!(gpu.xid(), Some(XidTally { count: 4, last: Some(79) }));
     // A driver without events.
+    drop(gpu);
     fake.answers(&TWO_GPUS.replace("events 0", "events !3"));
     let mut gpu = nvml.gpu("0").unwrap();
     gpu.watch_xid();

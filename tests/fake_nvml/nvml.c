@@ -10,7 +10,7 @@
  *     1 !15                                       everything asked of GPU 1 fails with error 15
  *     0.xid 31 79                                 two critical errors, each told once
  *
- * What the script does not mention is "not supported" (3), as a driver says of what a GPU lacks. Compiled with
+ * The last answer to a question counts. What the script does not mention is "not supported" (3), as a driver says of what a GPU lacks. Compiled with
  * -DOLD, the functions that came with driver 510 are absent.
  */
 
@@ -42,7 +42,6 @@ static int answer_to(const char *question, char *answer) {
         if (strncmp(line, question, length) || line[length] != ' ') continue;
         snprintf(answer, ANSWER_MAX, "%s", line + length + 1);
         code = answer[0] == '!' ? atoi(answer + 1) : SUCCESS;
-        break;
     }
     fclose(script);
     return code;

@@ -24,6 +24,7 @@ mod journal;
 mod kill;
 mod lock;
 mod memory;
+mod nvidia;
 mod outcome;
 mod panics;
 mod poison;

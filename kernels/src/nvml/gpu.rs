@@ -90,13 +90,17 @@ impl<'nvml> Gpu<'nvml> {
             set.and_then(|set| self.device.register_events(EventTypes::CRITICAL_XID_ERROR, set).ok());
     }
 
+    /// Critical errors that were told so far, by a sample that failed too; `None` where none are told.
+    pub fn xid(&self) -> Option<XidTally> {
+        self.events.as_ref().map(|_| self.xid)
+    }
+
     /// How it fares now. Takes some 50 ms, of which the PCIe counters measure for 40.
     ///
     /// # Errors
     /// If the GPU is lost. Anything else that the driver does not tell is absent from the sample.
     pub fn sample(&mut self) -> Result<GpuSample, NvmlError> {
         let mut questions = Questions::new(&self.device);
-        let mut sample = GpuSample::read(&mut questions);
         if let Some(events) = &self.events {
             // The thread would otherwise stay here for as long as a broken driver delivers events.
             const EVENTS_MAX: u32 = 64;
@@ -104,8 +108,8 @@ impl<'nvml> Gpu<'nvml> {
                 let Some(event) = questions.ask(|_| events.wait(0)) else { break };
                 self.xid.add(event.event_data);
             }
-            sample.xid = Some(self.xid);
         }
+        let sample = GpuSample { xid: self.xid(), ..GpuSample::read(&mut questions) };
         questions.finish(&self.asked)?;
         Ok(sample)
     }

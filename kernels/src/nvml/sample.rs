@@ -125,8 +125,8 @@ impl GpuSample {
             |kind, span| questions.ask(|device: &Device<'_>| device.total_ecc_errors(kind, span));
         let (corrected, uncorrected) = (MemoryError::Corrected, MemoryError::Uncorrected);
         Self {
-            ecc_corrected: errors(corrected.clone(), EccCounter::Volatile),
-            ecc_uncorrected: errors(uncorrected.clone(), EccCounter::Volatile),
+            ecc_corrected: errors(corrected, EccCounter::Volatile),
+            ecc_uncorrected: errors(uncorrected, EccCounter::Volatile),
             ecc_corrected_lifetime: errors(corrected, EccCounter::Aggregate),
             ecc_uncorrected_lifetime: errors(uncorrected, EccCounter::Aggregate),
             ecc: questions.ask(Device::is_ecc_enabled).map(|state| state.currently_enabled),
