@@ -202,6 +202,26 @@ fn a_driver_that_cannot_count_is_an_error_and_none_is_none() {
 }
 
 #[test]
+fn the_driver_of_this_machine_answers_if_there_is_one() {
+    let nvml = match Nvml::open(&Library::Installed) {
+        Ok(nvml) => nvml,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    assert!(nvml.driver().version.is_some());
+    for gpu in nvml.gpus().unwrap() {
+        let mut gpu = gpu.unwrap();
+        gpu.watch_xid();
+        let sample = gpu.sample().unwrap();
+        eprintln!("{:?}\n{:?}\n{sample:?}", nvml.driver(), gpu.identity());
+        let uuid = gpu.identity().uuid.clone().unwrap();
+        assert_eq!(nvml.gpu(&uuid).unwrap().identity(), gpu.identity());
+        let bus_id = gpu.identity().pci_bus_id.clone().unwrap();
+        assert_eq!(nvml.gpu(&bus_id).unwrap().identity(), gpu.identity());
+        assert!(sample.memory_share.is_none_or(|share| (0.0..=1.0).contains(&share)));
+    }
+}
+
+#[test]
 fn precisions_follow_the_generation() {
     let supported = |major, minor| {
         [Precision::Fp32, Precision::Fp16, Precision::Bf16]

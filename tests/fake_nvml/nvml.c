@@ -9,6 +9,7 @@
  *     0.memory 85520809984 1073741824 524288000   GPU 0: total, used, reserved
  *     1 !15                                       everything asked of GPU 1 fails with error 15
  *     0.xid 31 79                                 two critical errors, each told once
+ *     0.hangs yes                                 nothing asked of GPU 0 is ever answered; a file ".hangs" says so
  *
  * The last answer to a question counts. What the script does not mention is "not supported" (3), as a driver says of what a GPU lacks. Compiled with
  * -DOLD, the functions that came with driver 510 are absent.
@@ -19,6 +20,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
+#include <unistd.h>
 
 enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, TIMEOUT = 10 };
 enum { GPUS_MAX = 8, ANSWER_MAX = 512 };
@@ -47,12 +50,25 @@ static int answer_to(const char *question, char *answer) {
     return code;
 }
 
+static void hang(void) {
+    Dl_info own;
+    char path[4096];
+    if (dladdr((void *)gpus, &own)) {
+        snprintf(path, sizeof path, "%s.hangs", own.dli_fname);
+        FILE *sign = fopen(path, "w");
+        if (sign) fclose(sign);
+    }
+    for (;;) pause();
+}
+
 static int of_gpu(Gpu *gpu, const char *what, char *answer) {
     char question[64];
     if (!gpu) return INVALID_ARGUMENT;
     snprintf(question, sizeof question, "%d", gpu->index);
     int code = answer_to(question, answer);
     if (code != SUCCESS && code != NOT_SUPPORTED) return code;
+    snprintf(question, sizeof question, "%d.hangs", gpu->index);
+    if (answer_to(question, answer) == SUCCESS) hang();
     snprintf(question, sizeof question, "%d.%s", gpu->index, what);
     return answer_to(question, answer);
 }

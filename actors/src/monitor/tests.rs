@@ -65,6 +65,14 @@ fn is_loaded(library: &FakeNvml) -> bool {
     std::fs::read_to_string("/proc/self/maps").unwrap().contains(path.to_str().unwrap())
 }
 
+async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[test]
 fn this_process_uses_time_and_memory() {
     let usage = process_usage(std::process::id()).unwrap();
@@ -127,16 +135,23 @@ async fn the_thread_ends_with_its_monitor() {
         assert!(is_loaded(&fake));
         if kill {
             watched.monitor.kill();
-            let deadline = Instant::now() + DEADLINE;
-            while is_loaded(&fake) {
-                assert!(Instant::now() < deadline, "the library is still in use");
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            eventually("the library is let go", || !is_loaded(&fake)).await;
         } else {
             watched.monitor.stop_and_wait(None, Some(DEADLINE)).await.unwrap();
             assert!(!is_loaded(&fake));
         }
     }
+}
+
+#[tokio::test]
+async fn a_driver_that_hangs_does_not_keep_its_monitor() {
+    let fake = FakeNvml::new(TWO_GPUS);
+    let mut watched = Watched::start("cuda:0", Library::At(fake.path())).await;
+    watched.shows("a sample", |view| view.sample.is_some()).await;
+    fake.answers(&format!("{TWO_GPUS}\n0.hangs yes"));
+    let sign = fake.path().with_extension("so.hangs");
+    eventually("the call hangs", || sign.exists()).await;
+    watched.monitor.stop_and_wait(None, Some(DEADLINE)).await.unwrap();
 }
 
 #[test]
