@@ -212,7 +212,7 @@ fn sample_in_words(sample: &GpuSample) -> String {
     let watts = |power: f64| format!("{power:.0}");
     let megahertz = |clock: u32| format!("{clock} MHz");
     let megabytes = |rate: u64| format!("{} MB/s", rate / 1_000_000);
-    let slowed = |reasons: &Vec<&str>| {
+    let slowed = |reasons: &Vec<String>| {
         if reasons.is_empty() { "nothing".to_owned() } else { reasons.join(" + ") }
     };
     let processes = |processes: &Vec<_>| processes.len().to_string();

@@ -15,9 +15,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::failure::{Exit, Failure};
 
 /// The modules that log, as a filter may name them; those above them may be named, too.
-const MODULES: [&str; 12] = [
+const MODULES: [&str; 13] = [
     "actors::inference",
     "actors::journal",
+    "actors::monitor::gpu",
     "actors::obstacle",
     "actors::packer",
     "actors::supervisor",

@@ -113,7 +113,7 @@ pub struct DeviceView {
 }
 
 /// A GPU at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuView {
     /// What the driver calls it, as far as it has ever told.
     pub identity: GpuIdentity,

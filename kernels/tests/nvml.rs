@@ -42,7 +42,7 @@ fn a_gpu_tells_everything_it_knows() {
         power_limit_w: Some(700.0),
         clock_sm_mhz: Some(1980),
         clock_memory_mhz: Some(2619),
-        throttled_by: Some(vec!["power limit", "temperature"]),
+        throttled_by: Some(vec!["power limit".to_owned(), "temperature".to_owned()]),
         pcie_received_bytes_per_s: Some(2_500_000_000),
         pcie_sent_bytes_per_s: Some(120_000_000),
         ecc: Some(true),

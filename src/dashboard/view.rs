@@ -296,6 +296,7 @@ mod tests {
             tokens: 1000,
             compute_s: 1.0,
             cpu_cores: Some(0.5),
+            gpu: None,
             resident_bytes: Some(200 << 20),
             last_error: None,
         }

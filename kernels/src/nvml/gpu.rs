@@ -2,14 +2,14 @@
 
 use nvml_wrapper::error::NvmlError as Cause;
 use nvml_wrapper::{Device, EventSet, bitmasks::event::EventTypes};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::{NvmlError, loss};
 use super::sample::{GpuSample, XidTally};
 use crate::Precision;
 
 /// What a GPU is called and can do; each `None` where the driver does not tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuIdentity {
     /// The model, such as `NVIDIA H100 80GB HBM3`.
     pub name: Option<String>,
@@ -24,7 +24,7 @@ pub struct GpuIdentity {
 }
 
 /// The compute capability of a GPU: its generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Capability {
     /// 9 in 9.0.
     pub major: u32,

@@ -14,7 +14,7 @@ pub use gpu::{Capability, Gpu, GpuIdentity};
 pub use library::Library;
 pub use sample::{GpuProcess, GpuSample, XidTally, xid_meaning};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The management library, started; stopped when dropped.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Nvml {
 }
 
 /// Versions of the driver; each `None` where it does not tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Driver {
     /// The driver's own, such as `580.82.07`.
     pub version: Option<String>,

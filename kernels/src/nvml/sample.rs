@@ -9,12 +9,12 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::{NvmlError as Cause, nvml_sym, nvml_try};
 use nvml_wrapper::struct_wrappers::device::ProcessInfo;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::gpu::Questions;
 
 /// A GPU at one moment; each field `None` where the driver does not tell.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GpuSample {
     /// Part of the last moments in which a kernel ran.
     pub busy_percent: Option<u32>,
@@ -39,7 +39,7 @@ pub struct GpuSample {
     /// Clock of the memory.
     pub clock_memory_mhz: Option<u32>,
     /// Why the clocks are not as high as they could be; empty if they are.
-    pub throttled_by: Option<Vec<&'static str>>,
+    pub throttled_by: Option<Vec<String>>,
     /// Data to the GPU over PCIe.
     pub pcie_received_bytes_per_s: Option<u64>,
     /// Data from the GPU over PCIe.
@@ -61,7 +61,7 @@ pub struct GpuSample {
 }
 
 /// A process that computes on a GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuProcess {
     /// Its number; in a container that of the host.
     pub process: u32,
@@ -70,7 +70,7 @@ pub struct GpuProcess {
 }
 
 /// Critical errors of a GPU, counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct XidTally {
     /// How many there were.
     pub count: u64,
@@ -197,7 +197,7 @@ fn processes(questions: &mut Questions<'_, '_>) -> Option<Vec<GpuProcess>> {
 }
 
 /// Reasons in an operator's words. Those that NVIDIA may add later are left out.
-fn throttle_words(reasons: ThrottleReasons) -> Vec<&'static str> {
+fn throttle_words(reasons: ThrottleReasons) -> Vec<String> {
     const WORDS: [(ThrottleReasons, &str); 9] = [
         (ThrottleReasons::GPU_IDLE, "idle"),
         (ThrottleReasons::APPLICATIONS_CLOCKS_SETTING, "clocks set by the operator"),
@@ -209,5 +209,9 @@ fn throttle_words(reasons: ThrottleReasons) -> Vec<&'static str> {
         (ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN, "power supply"),
         (ThrottleReasons::DISPLAY_CLOCK_SETTING, "clocks set for a display"),
     ];
-    WORDS.iter().filter(|(reason, _)| reasons.contains(*reason)).map(|&(_, words)| words).collect()
+    WORDS
+        .iter()
+        .filter(|(reason, _)| reasons.contains(*reason))
+        .map(|(_, words)| (*words).to_owned())
+        .collect()
 }
