@@ -3,6 +3,7 @@
 pub mod alphabet;
 mod batch;
 pub mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod encoder;
 mod engine;

@@ -1,0 +1,11 @@
+//! The kernels of the CUDA engine as data, and what each computes in plain Rust.
+//!
+//! Compiled on every machine and free of any CUDA library: the sources are text, a launch is numbers,
+//! a twin is a loop. What loads libraries, compiles and launches is elsewhere.
+
+mod launch;
+mod sources;
+pub mod twin;
+
+pub use launch::{Launch, ROTARY_HEAD_WIDTHS, TILE_ROWS, attention_scale, rotary_angles, rows_before, tiles};
+pub use sources::{COMPILE_OPTIONS, Kernel, Number, Source};
