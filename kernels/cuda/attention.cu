@@ -188,42 +188,12 @@ INLINE void multiply(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1);
 
 template <>
 INLINE void multiply<f16>(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    multiply_halves(sums, a, b0, b1);
 }
 
 template <>
 INLINE void multiply<bf16>(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-template <class T>
-INLINE u32 shared_address(const T* pointer) {
-    return u32(__cvta_generic_to_shared(pointer));
-}
-
-// Loads four 8 x 8 matrices; lane 8 i + r names row r of matrix i.
-template <class T>
-INLINE void load_matrices(u32 (&words)[4], const T* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-template <class T>
-INLINE void load_matrices_transposed(u32 (&words)[4], const T* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+    multiply_brains(sums, a, b0, b1);
 }
 
 // Rotates rows `first` to `first + 63` of a head into shared memory, in f32 and rounded once. Rows beyond
@@ -274,17 +244,8 @@ INLINE void copy_values(const T* __restrict__ head, size_t stride, int first, in
         const int row = item / PARTS, column = item % PARTS * 8;
         const bool inside = first + row < length;
         const T* from = inside ? head + (first + row) * stride + column : head;
-        const int bytes = inside ? 16 : 0;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                         shared_address(target + row * STRIDE<D> + column)),
-                     "l"(from), "r"(bytes)
-                     : "memory");
+        start_copy(target + row * STRIDE<D> + column, from, inside ? 16 : 0);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-INLINE void values_arrived() {
-    asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 // Each of four warps has 16 query rows. A lane holds, of each 16 x 8 tile of scores and results, columns
@@ -389,7 +350,7 @@ INLINE void attend_tensor(const T* __restrict__ qkv, const int* __restrict__ cu_
             }
         }
 
-        values_arrived();
+        wait_for_copies();
         __syncthreads();
         if (active) {
 #pragma unroll

@@ -1,8 +1,5 @@
 // Number types and the arithmetic that the kernels share.
 //
-// Nothing of CUDA is included: NVRTC then needs no header on the machine, which often has the
-// library alone. Half precision is two bytes and a conversion instruction.
-//
 // Everything is computed in f32; f16 and bf16 only store. The sources are compiled with
 // --fmad=false: each fused multiply-add is written out, so that the scalar twins
 // (src/cuda/twin.rs) can repeat f32 results bit for bit.
@@ -10,9 +7,11 @@
 #ifndef ESM2_NUMBERS
 #define ESM2_NUMBERS
 
+#ifndef ESM2_INSTRUCTIONS
+#include "instructions.cuh"
+#endif
+
 typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
 typedef float f32;
 
 // IEEE half precision.
@@ -25,8 +24,6 @@ struct bf16 {
     u16 bits;
 };
 
-#define INLINE __device__ __forceinline__
-
 constexpr int WARP = 32;
 constexpr u32 WHOLE_WARP = 0xffffffffu;
 
@@ -38,9 +35,7 @@ INLINE float widen(float x) {
 }
 
 INLINE float widen(f16 x) {
-    float wide;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
-    return wide;
+    return widen_half(x.bits);
 }
 
 INLINE float widen(bf16 x) {
@@ -58,22 +53,18 @@ INLINE float narrow<float>(float x) {
 
 template <>
 INLINE f16 narrow<f16>(float x) {
-    f16 y;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-    return y;
+    return {narrow_to_half(x)};
 }
 
 template <>
 INLINE bf16 narrow<bf16>(float x) {
-    bf16 y;
 #if __CUDA_ARCH__ >= 800
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return {narrow_to_brain(x)};
 #else
     u32 bits = __float_as_uint(x);
     bits = x != x ? 0x7fffffffu : bits + 0x7fffu + (bits >> 16 & 1u);
-    y.bits = u16(bits >> 16);
+    return {u16(bits >> 16)};
 #endif
-    return y;
 }
 
 // Two numbers in a word, `low` in the lower half.
@@ -85,16 +76,12 @@ INLINE u32 pack(float low, float high) {
 #if __CUDA_ARCH__ >= 800
 template <>
 INLINE u32 pack<f16>(float low, float high) {
-    u32 word;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
+    return narrow_to_halves(low, high);
 }
 
 template <>
 INLINE u32 pack<bf16>(float low, float high) {
-    u32 word;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
+    return narrow_to_brains(low, high);
 }
 #endif
 
@@ -229,15 +216,8 @@ INLINE float exp_exact(float x) {
     return __uint_as_float(__float_as_uint(sum) + (__float_as_uint(rounded) << 23));
 }
 
-// 2^x by the special function unit, relative error 2^-22: enough where the result is stored in 16
-// bits, and a tenth of the instructions.
-INLINE float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-// exp(x) as precisely as storage type T can tell.
+// exp(x) as precisely as storage type T can tell: a result of 16 bits hides the special function unit's
+// error, which saves nine tenths of the instructions.
 template <class T>
 INLINE float exp_for(float x) {
     return exp2_fast(__fmul_rn(x, LOG2_E));

@@ -30,7 +30,9 @@ pub enum Source {
     Convert,
 }
 
-/// What all sources begin with.
+/// The device's instructions; all sources begin with them.
+const INSTRUCTIONS: &str = include_str!("../../cuda/instructions.cuh");
+/// Number types and arithmetic; all sources begin with them, too.
 const NUMBERS: &str = include_str!("../../cuda/numbers.cuh");
 
 impl Source {
@@ -54,6 +56,12 @@ impl Source {
     ///
     /// `head_width` leaves out attention for heads of any other width, most of the compile time.
     pub fn text(self, head_width: Option<usize>) -> String {
+        let define = head_width.map_or_else(String::new, |width| format!("#define HEAD_WIDTH {width}\n"));
+        format!("{define}#line 1 \"instructions.cuh\"\n{INSTRUCTIONS}{}", self.without_instructions())
+    }
+
+    /// As [`Source::text`], for a device whose instructions are given otherwise.
+    pub fn without_instructions(self) -> String {
         let body = match self {
             Self::Embed => include_str!("../../cuda/embed.cu"),
             Self::Norm => include_str!("../../cuda/norm.cu"),
@@ -62,8 +70,7 @@ impl Source {
             Self::Pool => include_str!("../../cuda/pool.cu"),
             Self::Convert => include_str!("../../cuda/convert.cu"),
         };
-        let define = head_width.map_or_else(String::new, |width| format!("#define HEAD_WIDTH {width}\n"));
-        format!("{define}#line 1 \"numbers.cuh\"\n{NUMBERS}#line 1 \"{}\"\n{body}", self.file())
+        format!("#line 1 \"numbers.cuh\"\n{NUMBERS}#line 1 \"{}\"\n{body}", self.file())
     }
 }
 

@@ -1,0 +1,339 @@
+// A GPU in plain C++, just enough to run the kernels of kernels/cuda where there is none.
+//
+// Each thread of a block is a fiber. They run one at a time, in turn, and change at barriers and where a
+// warp exchanges values, so that a missing __syncthreads may go unnoticed, but a wrong index, fragment or tail
+// does not. Shared memory is static memory: one block runs at a time.
+
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#define ESM2_INSTRUCTIONS
+#define __CUDA_ARCH__ EMULATED_ARCHITECTURE
+#define INLINE inline
+#define __device__
+#define __forceinline__ inline
+#define __global__
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __align__(n) __attribute__((aligned(n)))
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+
+struct uint2 {
+    u32 x, y;
+};
+struct uint4 {
+    u32 x, y, z, w;
+};
+struct int2 {
+    int x, y;
+};
+struct float2 {
+    float x, y;
+};
+struct float4 {
+    float x, y, z, w;
+};
+inline uint2 make_uint2(u32 x, u32 y) {
+    return {x, y};
+}
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) {
+    return {x, y, z, w};
+}
+inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
+
+struct Index {
+    u32 x, y, z;
+};
+static Index threadIdx, blockIdx, blockDim;
+
+template <class T>
+T min(T a, T b) {
+    return b < a ? b : a;
+}
+
+// ---- fibers ----------------------------------------------------------------------------------------------
+
+namespace device {
+
+constexpr int LANES = 32;
+constexpr size_t STACK_BYTES = 64 << 10;
+
+struct Barrier {
+    int arrived = 0;
+    unsigned opened = 0;
+};
+
+struct Warp {
+    Barrier barrier;
+    unsigned exchanges[LANES] = {};
+    // Two places, used in turn: nobody reaches the next but one exchange before all have read this one.
+    unsigned char values[2][LANES][64];
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    Index index;
+    bool done;
+};
+
+static ucontext_t scheduler;
+static std::vector<Fiber> fibers;
+static std::vector<Warp> warps;
+static Barrier block_barrier;
+static int current, live;
+static bool moved;
+static void (*body)(void*);
+static void* body_context;
+
+inline void yield() {
+    const int self = current;
+    swapcontext(&fibers[self].context, &scheduler);
+    threadIdx = fibers[self].index;
+}
+
+inline void meet(Barrier& barrier, const int& expected) {
+    const unsigned before = barrier.opened;
+    barrier.arrived++;
+    while (barrier.opened == before) {
+        if (barrier.arrived >= expected) {
+            barrier.arrived = 0;
+            barrier.opened++;
+            moved = true;
+            return;
+        }
+        yield();
+    }
+}
+
+static const int WHOLE = LANES;
+
+// What each lane of the warp has given.
+template <class T>
+const T* exchange(const T& mine) {
+    static_assert(sizeof(T) <= 64, "fits a place");
+    Warp& warp = warps[current / LANES];
+    const int lane = current % LANES;
+    auto& values = warp.values[warp.exchanges[lane]++ % 2];
+    static_assert(sizeof(values[0]) == 64, "stride");
+    std::memcpy(values[lane], &mine, sizeof(T));
+    meet(warp.barrier, WHOLE);
+    return reinterpret_cast<const T*>(&values[0][0]);
+}
+
+template <class T>
+T of_lane(const T* values, int lane) {
+    T value;
+    std::memcpy(&value, reinterpret_cast<const unsigned char*>(values) + 64 * lane, sizeof(T));
+    return value;
+}
+
+static void enter() {
+    threadIdx = fibers[current].index;
+    body(body_context);
+    fibers[current].done = true;
+    live--;
+    moved = true;
+}
+
+}  // namespace device
+
+// Runs `body(context)` in each thread of each block.
+extern "C" void launch(const u32 grid[3], const u32 block[3], void (*body)(void*), void* context) {
+    using namespace device;
+    const int threads = int(block[0] * block[1] * block[2]);
+    device::body = body;
+    body_context = context;
+    blockDim = {block[0], block[1], block[2]};
+    fibers.resize(threads);
+    for (u32 y = 0; y < grid[1]; y++) {
+        for (u32 x = 0; x < grid[0]; x++) {
+            blockIdx = {x, y, 0};
+            warps.assign((threads + LANES - 1) / LANES, Warp());
+            block_barrier = Barrier();
+            live = threads;
+            for (int i = 0; i < threads; i++) {
+                Fiber& fiber = fibers[i];
+                if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
+                fiber.index = {u32(i) % block[0], u32(i) / block[0] % block[1], 0};
+                fiber.done = false;
+                getcontext(&fiber.context);
+                fiber.context.uc_stack.ss_sp = fiber.stack.get();
+                fiber.context.uc_stack.ss_size = STACK_BYTES;
+                fiber.context.uc_link = &scheduler;
+                makecontext(&fiber.context, enter, 0);
+            }
+            while (live > 0) {
+                moved = false;
+                for (current = 0; current < threads; current++) {
+                    if (!fibers[current].done) swapcontext(&scheduler, &fibers[current].context);
+                }
+                if (!moved) {
+                    std::fprintf(stderr, "block (%u, %u) waits for threads that never come\n", x, y);
+                    std::abort();
+                }
+            }
+        }
+    }
+}
+
+// ---- CUDA C++ --------------------------------------------------------------------------------------------
+
+inline void __syncthreads() {
+    device::meet(device::block_barrier, device::live);
+}
+inline float __shfl_xor_sync(u32, float x, int mask) {
+    return device::of_lane(device::exchange(x), device::current % device::LANES ^ mask);
+}
+inline float __shfl_sync(u32, float x, int lane, int width) {
+    const int self = device::current % device::LANES;
+    return device::of_lane(device::exchange(x), self / width * width + lane);
+}
+inline void atomicAdd(int* at, int x) {
+    *at += x;
+}
+inline void atomicOr(int* at, int x) {
+    *at |= x;
+}
+inline float __uint_as_float(u32 bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+inline u32 __float_as_uint(float x) {
+    u32 bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float __fadd_rn(float a, float b) {
+    return a + b;
+}
+inline float __fmul_rn(float a, float b) {
+    return a * b;
+}
+inline float __fdiv_rn(float a, float b) {
+    return a / b;
+}
+inline float __fsqrt_rn(float a) {
+    return std::sqrt(a);
+}
+inline float __fmaf_rn(float a, float b, float c) {
+    return std::fma(a, b, c);
+}
+
+// ---- instructions.cuh ------------------------------------------------------------------------------------
+
+inline float widen_half(u16 bits) {
+    _Float16 x;
+    std::memcpy(&x, &bits, 2);
+    return float(x);
+}
+inline u16 narrow_to_half(float wide) {
+    const _Float16 x = _Float16(wide);
+    u16 bits;
+    std::memcpy(&bits, &x, 2);
+    return bits;
+}
+inline float exp2_fast(float x) {
+    return std::exp2(x);
+}
+
+#if EMULATED_ARCHITECTURE >= 800
+
+inline float widen_brain(u16 bits) {
+    return __uint_as_float(u32(bits) << 16);
+}
+inline u16 narrow_to_brain(float x) {
+    const u32 bits = __float_as_uint(x);
+    return u16((x != x ? 0x7fffffffu : bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+inline u32 narrow_to_halves(float low, float high) {
+    return u32(narrow_to_half(low)) | u32(narrow_to_half(high)) << 16;
+}
+inline u32 narrow_to_brains(float low, float high) {
+    return u32(narrow_to_brain(low)) | u32(narrow_to_brain(high)) << 16;
+}
+
+// PTX ISA, "Matrix Fragments for mma.m16n8k16": with group = lane / 4 and place = lane % 4, word w of a holds
+// row group + 8 (w % 2), columns 2 place + 8 (w / 2) and the next; word w of b rows 2 place + 8 w and the next of
+// column group; number i of the sums row group + 8 (i / 2), column 2 place + i % 2.
+template <float (*WIDEN)(u16)>
+void multiply_matrices(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    struct Words {
+        u32 a[4], b[2];
+    };
+    Words mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+    const Words* all = device::exchange(mine);
+    float left[16][16], right[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        const Words words = device::of_lane(all, lane);
+        const int group = lane / 4, place = lane % 4;
+        for (int half = 0; half < 2; half++) {
+            for (int w = 0; w < 4; w++) {
+                left[group + 8 * (w % 2)][2 * place + 8 * (w / 2) + half] = WIDEN(u16(words.a[w] >> 16 * half));
+            }
+            for (int w = 0; w < 2; w++) right[2 * place + 8 * w + half][group] = WIDEN(u16(words.b[w] >> 16 * half));
+        }
+    }
+    const int lane = device::current % 32;
+    for (int i = 0; i < 4; i++) {
+        const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+        for (int k = 0; k < 16; k++) sums[i] += left[row][k] * right[k][column];
+    }
+}
+inline void multiply_halves(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    multiply_matrices<widen_half>(sums, a, b0, b1);
+}
+inline void multiply_brains(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    multiply_matrices<widen_brain>(sums, a, b0, b1);
+}
+
+// PTX ISA, "ldmatrix": a lane gets, of each matrix, row lane / 4, columns 2 (lane % 4) and the next.
+template <bool TRANSPOSED>
+void load_fragments(u32 (&words)[4], const void* row) {
+    const void* const* rows = device::exchange(row);
+    const int lane = device::current % 32;
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) std::abort();
+    for (int matrix = 0; matrix < 4; matrix++) {
+        u32 word = 0;
+        for (int half = 0; half < 2; half++) {
+            int r = lane / 4, c = 2 * (lane % 4) + half;
+            if (TRANSPOSED) std::swap(r, c);
+            const u16* from = static_cast<const u16*>(device::of_lane(rows, 8 * matrix + r));
+            word |= u32(from[c]) << 16 * half;
+        }
+        words[matrix] = word;
+    }
+}
+inline void load_matrices(u32 (&words)[4], const void* row) {
+    load_fragments<false>(words, row);
+}
+inline void load_matrices_transposed(u32 (&words)[4], const void* row) {
+    load_fragments<true>(words, row);
+}
+
+inline void start_copy(void* to, const void* from, int bytes) {
+    if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) std::abort();
+    std::memset(to, 0, 16);
+    std::memcpy(to, from, size_t(bytes));
+}
+inline void wait_for_copies() {}
+
+#endif
