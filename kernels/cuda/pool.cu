@@ -49,13 +49,12 @@ INLINE void load_pair(const T* from, int count, bool aligned, float (&x)[2]) {
 // The order of additions depends on the sequence alone, so its neighbours change no bit.
 //
 // Grid: (sequences, ceil(width / 64)). Block: (32, 8): a lane has two columns, a warp every eighth
-// row. Shared: 4 KB, static. x aligned to 8 bytes; an odd width is read number by number.
+// row. Shared: 2 KB, static. x aligned to 8 bytes; an odd width is read number by number.
 template <class T>
 INLINE void pool(const T* __restrict__ x, const int* __restrict__ cu_seqlens,
                  const int* __restrict__ pooled, int mode, float* __restrict__ out,
                  int* __restrict__ flags, int width) {
     __shared__ float sums[ROW_GROUPS][COLUMNS];
-    __shared__ float excesses[ROW_GROUPS][COLUMNS];
     const int sequence = blockIdx.x, group = threadIdx.y;
     const int place = 2 * threadIdx.x, column = blockIdx.y * COLUMNS + place;
     const int residues = pooled[sequence], count = width - column;
@@ -87,7 +86,6 @@ INLINE void pool(const T* __restrict__ x, const int* __restrict__ cu_seqlens,
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             sums[group][place + i] = mode == 0 ? total[i].sum : most[i];
-            excesses[group][place + i] = total[i].excess;
         }
     }
     __syncthreads();
@@ -102,9 +100,8 @@ INLINE void pool(const T* __restrict__ x, const int* __restrict__ cu_seqlens,
             Sum total = {0.0f, 0.0f};
             for (int part = 0; part < ROW_GROUPS; part++) {
                 total.add(sums[part][place + i]);
-                total.add(-excesses[part][place + i]);
             }
-            result = __fdiv_rn(__fadd_rn(total.sum, -total.excess), float(residues));
+            result = __fdiv_rn(total.sum, float(residues));
         } else if (mode == 2) {
             for (int part = 1; part < min(ROW_GROUPS, residues); part++) {
                 result = larger(result, sums[part][place + i]);

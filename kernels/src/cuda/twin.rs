@@ -443,9 +443,8 @@ pub fn pool<T: Stored>(
                         let mut sum = Sum::default();
                         (group..residues).step_by(ROW_GROUPS).for_each(|row| sum.add(residue(row)));
                         total.add(sum.sum);
-                        total.add(-sum.excess);
                     }
-                    (total.sum - total.excess) / residues as f32
+                    total.sum / residues as f32
                 }
                 PoolMode::Bos => x[bos * width + column].widen(),
                 PoolMode::Max => groups
