@@ -1,8 +1,8 @@
 //! The CUDA sources themselves, run without a GPU and held against their twins.
 //!
 //! The C++ compiler builds each kernel against `emulation/device.hpp`, where threads are fibers and the
-//! matrix instructions follow the PTX manual. That shows wrong indices, fragments and tails. It says
-//! nothing of races, of the device's own roundings in tensor cores and `ex2.approx`, or of speed: those
+//! matrix instructions follow the PTX manual. That shows wrong indices, fragments, tails and most
+//! missing barriers. It says nothing of races within a warp, of the device's own roundings in tensor cores and `ex2.approx`, or of speed: those
 //! need a GPU.
 
 #![expect(clippy::unwrap_used, reason = "tests")]

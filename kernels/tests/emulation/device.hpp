@@ -1,8 +1,8 @@
 // A GPU in plain C++, just enough to run the kernels of kernels/cuda where there is none.
 //
-// Each thread of a block is a fiber. They run one at a time, in turn, and change at barriers and where a
-// warp exchanges values, so that a missing __syncthreads may go unnoticed, but a wrong index, fragment or tail
-// does not. Shared memory is static memory: one block runs at a time.
+// Each thread of a block is a fiber. They run one at a time and change at barriers and where a warp exchanges
+// values; each warp runs on its own as far as it gets. That finds wrong indices, fragments and tails, and most
+// missing barriers, but no race within a warp. Shared memory is static memory: one block runs at a time.
 
 #pragma once
 
@@ -87,11 +87,19 @@ struct Warp {
     unsigned char values[2][LANES][64];
 };
 
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+};
+
 struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     Index index;
     bool done;
+    // Copies started and not waited for: they arrive as late as they may.
+    std::vector<Copy> copies;
 };
 
 static ucontext_t scheduler;
@@ -174,18 +182,29 @@ extern "C" void launch(const u32 grid[3], const u32 block[3], void (*body)(void*
                 if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
                 fiber.index = {u32(i) % block[0], u32(i) / block[0] % block[1], 0};
                 fiber.done = false;
+                fiber.copies.clear();
                 getcontext(&fiber.context);
                 fiber.context.uc_stack.ss_sp = fiber.stack.get();
                 fiber.context.uc_stack.ss_size = STACK_BYTES;
                 fiber.context.uc_link = &scheduler;
                 makecontext(&fiber.context, enter, 0);
             }
-            while (live > 0) {
-                moved = false;
-                for (current = 0; current < threads; current++) {
-                    if (!fibers[current].done) swapcontext(&scheduler, &fibers[current].context);
+            const int count = int(warps.size());
+            for (bool forward = x % 2 == 1; live > 0; forward = !forward) {
+                bool any = false;
+                for (int i = 0; i < count; i++) {
+                    const int first = LANES * (forward ? i : count - 1 - i);
+                    // As far as it gets before a barrier of the block: a warp that runs ahead of one that is
+                    // missing meets memory that the others have not written, or still read.
+                    do {
+                        moved = false;
+                        for (current = first; current < min(first + LANES, threads); current++) {
+                            if (!fibers[current].done) swapcontext(&scheduler, &fibers[current].context);
+                        }
+                        any = any || moved;
+                    } while (moved);
                 }
-                if (!moved) {
+                if (!any) {
                     std::fprintf(stderr, "block (%u, %u) waits for threads that never come\n", x, y);
                     std::abort();
                 }
@@ -331,9 +350,15 @@ inline void load_matrices_transposed(u32 (&words)[4], const void* row) {
 
 inline void start_copy(void* to, const void* from, int bytes) {
     if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) std::abort();
-    std::memset(to, 0, 16);
-    std::memcpy(to, from, size_t(bytes));
+    device::fibers[device::current].copies.push_back({to, from, bytes});
 }
-inline void wait_for_copies() {}
+inline void wait_for_copies() {
+    auto& copies = device::fibers[device::current].copies;
+    for (const device::Copy& copy : copies) {
+        std::memset(copy.to, 0, 16);
+        std::memcpy(copy.to, copy.from, size_t(copy.bytes));
+    }
+    copies.clear();
+}
 
 #endif
