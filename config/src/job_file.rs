@@ -71,7 +71,7 @@ pub struct InputTable {
     /// What becomes of the gap letters `-` and `.`.
     #[serde(default)]
     pub gaps: Gaps,
-    /// A record of more bytes, header and sequence lines together, is a malformed one.
+    /// A record of more bytes, header and sequence lines together, stops the run, whatever `on_bad_record` says.
     #[serde(default = "max_record_bytes_default")]
     #[schemars(range(min = limits::MAX_RECORD_BYTES.min, max = limits::MAX_RECORD_BYTES.max))]
     pub max_record_bytes: i64,
