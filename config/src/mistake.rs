@@ -268,6 +268,12 @@ pub enum Fault {
         /// Of the variable.
         name: String,
     },
+    /// A variable that sets a key, with bytes that are no text.
+    #[error("environment variable `{name}` is not UTF-8")]
+    NotUtf8 {
+        /// Of the variable, made readable.
+        name: String,
+    },
     /// `${` that cannot be read.
     #[error("malformed `${{…}}` in `{key}`")]
     MalformedVariable {

@@ -15,7 +15,7 @@ use crate::suggestion::nearest;
 use crate::surroundings::Surroundings;
 
 /// `VIRNUCPRO_ORCH_MODEL_LAYER` sets `model.layer`.
-const VARIABLE_PREFIX: &str = "VIRNUCPRO_ORCH_";
+pub(crate) const VARIABLE_PREFIX: &str = "VIRNUCPRO_ORCH_";
 const FLAG: &str = "--set ";
 
 /// Applies the environment's variables to a document.
@@ -33,8 +33,8 @@ pub(crate) fn apply_environment(document: &mut Document, around: &Surroundings) 
         if let Some((_, key)) = known.iter().find(|(known_name, _)| known_name == name) {
             let value_span = variable.len() + 1..source.text.len();
             document.set(key, source, variable_span, value_span)?;
-        } else if known.iter().any(|(known_name, _)| table_of(known_name, '_') == table_of(name, '_')) {
-            // Others may use the prefix; a known table with an unknown key is a typing mistake.
+        } else {
+            // Nothing else uses the prefix: what is meant must not be left out without a word.
             return Err(source.mistake(variable_span, unknown_variable(variable, name, &known)));
         }
     }
@@ -84,7 +84,7 @@ fn apply_flag(document: &mut Document, typed: &str, around: &Surroundings) -> Re
 fn unknown_flag_key(key: &str, known: &[String]) -> Objection {
     let objection = |label: &str| Objection::new(Fault::UnknownKey { key: key.to_owned() }, label);
     let of_table = |table: &str| -> Vec<&str> {
-        known.iter().map(String::as_str).filter(|known| table_of(known, '.') == table).collect()
+        known.iter().map(String::as_str).filter(|known| table_of(known) == table).collect()
     };
     let below = of_table(key);
     if !below.is_empty() {
@@ -96,16 +96,16 @@ fn unknown_flag_key(key: &str, known: &[String]) -> Objection {
     if let Some(near) = near {
         return objection("no such key").help(format!("did you mean `--set {near}=…`?"));
     }
-    let mut allowed = of_table(table_of(key, '.'));
+    let mut allowed = of_table(table_of(key));
     if allowed.is_empty() {
-        allowed = known.iter().map(|known| table_of(known, '.')).collect();
+        allowed = known.iter().map(|known| table_of(known)).collect();
         allowed.dedup();
         return objection("no such table").help(allowed_words(&allowed));
     }
     objection("no such key").help(allowed_words(&allowed))
 }
 
-/// Returns what stands before the first separator.
-fn table_of(name: &str, separator: char) -> &str {
-    name.split(separator).next().unwrap_or(name)
+/// Returns what stands before the first dot.
+fn table_of(key: &str) -> &str {
+    key.split('.').next().unwrap_or(key)
 }

@@ -71,6 +71,25 @@ fn an_override_wins_over_the_environment_and_both_over_the_file() {
 }
 
 #[test]
+fn a_variable_that_names_no_key_is_refused_whatever_its_table() {
+    for (variable, message) in [
+        ("VIRNUCPRO_ORCH_FOO", "VIRNUCPRO_ORCH_MODEL_LAYER, for instance"),
+        ("VIRNUCPRO_ORCH_DEVICE_THREADS", "did you mean `VIRNUCPRO_ORCH_DEVICES_THREADS`?"),
+        ("VIRNUCPRO_ORCH_DEVICES_THREDS", "did you mean `VIRNUCPRO_ORCH_DEVICES_THREADS`?"),
+    ] {
+        let job = job();
+        run(job.command_into("results").env(variable, "3")).expect(2).says([variable, message]);
+        assert!(!job.at("results").exists());
+    }
+    use std::os::unix::ffi::OsStrExt;
+    let value = std::ffi::OsStr::from_bytes(b"r\xff");
+    let mut command = job().command("run");
+    let job = job();
+    command.current_dir(job.path()).env("VIRNUCPRO_ORCH_OUTPUT_DIRECTORY", value);
+    run(&mut command).expect(2).says(["`VIRNUCPRO_ORCH_OUTPUT_DIRECTORY` is not UTF-8"]);
+}
+
+#[test]
 fn what_this_build_cannot_do_is_refused_before_anything_is_written() {
     for (key, value, message) in [
         ("devices.use", r#"["cuda:0"]"#, "`cuda:0` cannot be used"),
