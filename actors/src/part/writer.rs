@@ -528,7 +528,7 @@ mod tests {
         assert_eq!(summary.rows, 10);
         assert_eq!(
             summary.checksum.to_string(),
-            "d463a94629f9384e5f8b4c3c584b6e02b6a9149f2c06b527a53ae178935a0fd3"
+            "58d2d3429cb19e4d73a6f26c8f31390bc51bd07c2ea24dac2ab92acacdca890b"
         );
     }
 }
