@@ -77,6 +77,18 @@ pub enum InputError {
         #[source]
         source: io::Error,
     },
+    /// Something else stands behind the end of a compressed file.
+    #[error(
+        "input `{file}`: behind its {format} data, from byte {bytes} on, follows something that is not {format}"
+    )]
+    TrailingBytes {
+        /// The input as named in the job.
+        file: String,
+        /// `gzip`.
+        format: &'static str,
+        /// Bytes of the file before it.
+        bytes: u64,
+    },
     /// A compression that is recognised but not read.
     #[error("input `{file}` is {format} data, which is not read")]
     UnsupportedCompression {
@@ -251,6 +263,7 @@ impl InputError {
             | InputError::Scratch { .. } => false,
             InputError::Truncated { .. }
             | InputError::Corrupt { .. }
+            | InputError::TrailingBytes { .. }
             | InputError::UnsupportedCompression { .. }
             | InputError::Changed { .. }
             | InputError::Utf16 { .. }
@@ -285,6 +298,9 @@ impl InputError {
             InputError::Truncated { format, .. } | InputError::Corrupt { format, .. } => format!(
                 "fetch or copy the file again; `{}` shows whether it is whole and free of trailing bytes",
                 tester(format)
+            ),
+            InputError::TrailingBytes { bytes, .. } => format!(
+                "were files of several kinds joined? head -c {bytes} keeps what comes before it; otherwise fetch the file again"
             ),
             InputError::UnsupportedCompression { format, .. } => {
                 format!("unpack the {format} data first, or pack it with gzip or zstd")

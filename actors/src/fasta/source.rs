@@ -5,10 +5,10 @@
 //! compressed file that ends early for a whole one.
 
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -120,7 +120,7 @@ type Raw = BufReader<DigestingReader>;
 
 enum Decoder {
     Plain(DigestingReader),
-    Gzip(Box<MultiGzDecoder<Raw>>),
+    Gzip(Box<GzipMembers>),
     Zstd(zstd::stream::read::Decoder<'static, Raw>),
 }
 
@@ -165,7 +165,8 @@ impl SourceReader {
         let decoder = match format {
             Format::Plain => Decoder::Plain(raw),
             Format::Gzip => {
-                Decoder::Gzip(Box::new(MultiGzDecoder::new(BufReader::with_capacity(RAW_BUFFER_BYTES, raw))))
+                let raw = BufReader::with_capacity(RAW_BUFFER_BYTES, raw);
+                Decoder::Gzip(Box::new(GzipMembers::new(raw, bgzip)))
             }
             Format::Zstd => {
                 let raw = BufReader::with_capacity(RAW_BUFFER_BYTES, raw);
@@ -222,7 +223,7 @@ impl SourceReader {
     fn raw(&self) -> &DigestingReader {
         match &self.decoder {
             Decoder::Plain(raw) => raw,
-            Decoder::Gzip(decoder) => decoder.get_ref().get_ref(),
+            Decoder::Gzip(members) => members.raw().get_ref(),
             Decoder::Zstd(decoder) => decoder.get_ref().get_ref(),
         }
     }
@@ -245,9 +246,13 @@ impl SourceReader {
         let raw = self.raw();
         let file = self.label.clone();
         let bytes = raw.bytes;
-        let format = match self.decoder {
+        let format = match &self.decoder {
             _ if raw.failed => return InputError::Read { file, bytes, source },
             Decoder::Plain(_) => return InputError::Read { file, bytes, source },
+            Decoder::Gzip(members) if members.is_followed => {
+                let unread = members.raw().buffer().len() as u64;
+                return InputError::TrailingBytes { file, format: "gzip", bytes: bytes - unread };
+            }
             Decoder::Gzip(_) => "gzip",
             Decoder::Zstd(_) => "zstd",
         };
@@ -255,6 +260,69 @@ impl SourceReader {
             InputError::Truncated { file, format, bytes }
         } else {
             InputError::Corrupt { file, format, bytes, source }
+        }
+    }
+}
+
+/// The members of a gzip file, read as one; zeros that pad its end are no part of it, as for `gzip`.
+struct GzipMembers {
+    /// `None` once the last member has ended.
+    member: Option<GzDecoder<Raw>>,
+    ended: Option<Raw>,
+    bgzip: bool,
+    /// Something that is no gzip member stands behind the last one.
+    is_followed: bool,
+}
+
+impl GzipMembers {
+    fn new(raw: Raw, bgzip: bool) -> Self {
+        Self { member: Some(GzDecoder::new(raw)), ended: None, bgzip, is_followed: false }
+    }
+
+    fn raw(&self) -> &Raw {
+        let raw = self.member.as_ref().map(GzDecoder::get_ref).or(self.ended.as_ref());
+        raw.expect("the bytes are with the member or, behind the last one, here")
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(member) = &mut self.member {
+                match member.read(buffer)? {
+                    0 if !buffer.is_empty() => self.ended = self.member.take().map(GzDecoder::into_inner),
+                    read => return Ok(read),
+                }
+            }
+            let Some(raw) = &mut self.ended else { return Ok(0) };
+            match raw.fill_buf()? {
+                [] => return Ok(0),
+                // Half a header is enough: what comes of it is a truncated or a damaged member.
+                [0x1f, ..] => self.member = self.ended.take().map(GzDecoder::new),
+                // A bgzip file ends with its last block and nothing else.
+                [0, ..] if !self.bgzip => skip_zeros(raw)
+                    .inspect_err(|error| self.is_followed = error.kind() == io::ErrorKind::InvalidData)?,
+                _ => {
+                    self.is_followed = true;
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+            }
+        }
+    }
+}
+
+/// Reads zeros to the end of a file.
+///
+/// # Errors
+/// If there is anything else, which is then next; those of the file.
+fn skip_zeros(raw: &mut Raw) -> io::Result<()> {
+    loop {
+        let buffered = raw.fill_buf()?;
+        let zeros = buffered.iter().take_while(|&&byte| byte == 0).count();
+        let is_all = zeros == buffered.len();
+        raw.consume(zeros);
+        match (is_all, zeros) {
+            (true, 0) => return Ok(()),
+            (true, _) => {}
+            (false, _) => return Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }
@@ -498,11 +566,27 @@ mod tests {
     #[test]
     fn trailing_bytes_and_flipped_bits_are_errors() {
         let content = text();
-        for stored in [gzip(&content), zstd_with_checksum(&content)] {
-            for tail in [&b"x"[..], b"garbage behind the end", &[0; 4], &[0; 512]] {
-                let error = read(&[&stored, tail].concat()).unwrap_err();
+        for stored in [gzip(&content), zstd_with_checksum(&content), bgzip(&content, 1000).0] {
+            for tail in [&b"x"[..], b"garbage behind the end", &[0; 4], &[0; 512], &[0, 0, 7]] {
+                let gzip = stored[..2] == [0x1f, 0x8b];
+                let outcome = read(&[&stored, tail].concat());
+                if gzip && stored[3] & 4 == 0 && tail.iter().all(|&byte| byte == 0) {
+                    // Padded to whole blocks, as on a tape.
+                    assert_eq!(outcome.unwrap().0, content);
+                    continue;
+                }
+                let error = outcome.unwrap_err();
                 assert!(error.is_bad_input(), "{error:?}");
                 assert!(error.to_string().contains("in.fasta"), "{error}");
+                if gzip {
+                    let zeros = if stored[3] & 4 == 0 && tail[0] == 0 { 2 } else { 0 };
+                    match error {
+                        InputError::TrailingBytes { bytes, .. } => {
+                            assert_eq!(bytes, stored.len() as u64 + zeros);
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
             }
             let mut flipped = stored.clone();
             let middle = stored.len() / 2;
