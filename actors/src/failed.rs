@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io;
 
+use crate::files;
 use crate::identity::SegmentId;
 use crate::manifest::{Manifest, ResultFolder, write_whole};
 
@@ -65,20 +66,28 @@ pub fn to_lines(mut records: Vec<FailedRecord>) -> String {
 /// # Errors
 /// Those of the file system.
 pub fn count_at(folder: &ResultFolder, segment: SegmentId, stage: Stage) -> io::Result<usize> {
-    let lines = std::fs::read_to_string(folder.failed_of(segment))?;
+    let lines = files::read_text(&folder.failed_of(segment))?;
     Ok(lines.lines().filter(|line| line.split('\t').nth(4) == Some(stage.name())).count())
 }
 
-/// Writes `failed.tsv` from the files of the committed segments.
+/// The text of `failed.tsv`, put together from the files of the committed segments.
 ///
 /// # Errors
 /// Those of the file system, and a missing file of a segment that has failed records.
-pub fn assemble(folder: &ResultFolder, manifest: &Manifest) -> io::Result<()> {
+pub fn joined(folder: &ResultFolder, manifest: &Manifest) -> io::Result<String> {
     let mut text = HEADER.to_owned();
     for (&segment, entry) in &manifest.segments {
         if entry.failed > 0 {
-            text += &std::fs::read_to_string(folder.failed_of(SegmentId(segment)))?;
+            text += &files::read_text(&folder.failed_of(SegmentId(segment)))?;
         }
     }
-    write_whole(&folder.failed(), text.as_bytes())
+    Ok(text)
+}
+
+/// Writes `failed.tsv`.
+///
+/// # Errors
+/// As [`joined`].
+pub fn assemble(folder: &ResultFolder, manifest: &Manifest) -> io::Result<()> {
+    write_whole(&folder.failed(), joined(folder, manifest)?.as_bytes())
 }

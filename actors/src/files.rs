@@ -20,6 +20,30 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a regular file for reading. Anything else under its name is refused: a pipe would make its reader
+/// wait for ever.
+///
+/// # Errors
+/// Those of the file system; [`io::ErrorKind::InvalidInput`] if it is not a regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // Opening a pipe must not wait either; for a file the flag means nothing.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits();
+    let file = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
+}
+
+/// Reads the text of a regular file.
+///
+/// # Errors
+/// As [`open_regular`]; [`io::ErrorKind::InvalidData`] if it is not UTF-8.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    io::read_to_string(open_regular(path)?)
+}
+
 /// Writes once to a file, perhaps less than all; `path` is its name.
 ///
 /// # Errors
@@ -114,6 +138,19 @@ mod tests {
         fs::write(&occupied, "").unwrap();
         assert!(create_folder(&occupied).is_err());
         assert!(create_folder(&occupied.join("below")).is_err());
+    }
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
+            assert_eq!(open_regular(path).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{path:?}");
+        }
+        let file = folder.path().join("file");
+        fs::write(&file, "text").unwrap();
+        assert_eq!(read_text(&file).unwrap(), "text");
     }
 
     #[test]

@@ -5,13 +5,13 @@
 //! never add to this folder.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::fasta::{FileDigest, InputCounts};
+use crate::files;
 use crate::identity::SegmentId;
 use crate::part::{self, PartChecksum, PartError, PendingFile};
 
@@ -305,7 +305,8 @@ impl Manifest {
         let path = folder.manifest();
         let mut text = Vec::new();
         // One byte more than allowed tells that there is more.
-        let read = File::open(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut text));
+        let read =
+            files::open_regular(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut text));
         match read {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -471,7 +472,7 @@ impl SegmentEntry {
         let path = folder.failed_of(SegmentId(number));
         let wrong =
             |reason: String| PartFault::FailedList { path: path.clone(), expected: self.failed, reason };
-        let text = match std::fs::read_to_string(&path) {
+        let text = match files::read_text(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(wrong("it is gone".to_owned()));
@@ -671,7 +672,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = ResultFolder(folder.path().to_owned());
         // Sparse: it takes no room.
-        File::create(folder.manifest()).unwrap().set_len(BYTES_MAX * 1000).unwrap();
+        std::fs::File::create(folder.manifest()).unwrap().set_len(BYTES_MAX * 1000).unwrap();
         let error = Manifest::read(&folder).unwrap_err();
         assert!(matches!(error, ManifestError::TooLarge { .. }), "{error}");
     }

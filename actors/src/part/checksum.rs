@@ -3,7 +3,6 @@
 //! Written parts are hashed while they are written; this module also hashes them from disk.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::str::FromStr;
@@ -11,6 +10,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use super::PartError;
+use crate::files;
 
 /// Bytes read at a time; large enough that system calls do not show beside hashing.
 const READ_BYTES: usize = 1 << 20;
@@ -72,7 +72,7 @@ impl FromStr for PartChecksum {
 /// [`PartError::Read`] when the file cannot be opened or read.
 pub fn checksum(path: &Path) -> Result<PartChecksum, PartError> {
     let failed = |source| PartError::Read { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = files::open_regular(path).map_err(failed)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; READ_BYTES];
     loop {

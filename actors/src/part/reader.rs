@@ -19,6 +19,7 @@ use parquet::arrow::arrow_reader::{
 
 use super::bounds::{self, Excess};
 use super::{PartError, PartRow, PartSchema};
+use crate::files;
 
 /// Embedding bytes decoded at once, if a row is not larger.
 const BATCH_BYTES: usize = 4 << 20;
@@ -41,7 +42,8 @@ pub struct PartFooter {
 /// # Errors
 /// [`PartError::Read`], [`PartError::Damaged`] or [`PartError::NotAPart`].
 pub fn read_footer(path: &Path) -> Result<PartFooter, PartError> {
-    let file = File::open(path).map_err(|source| PartError::Read { path: path.to_owned(), source })?;
+    let file =
+        files::open_regular(path).map_err(|source| PartError::Read { path: path.to_owned(), source })?;
     footer(path, &load(path, &file)?)
 }
 
@@ -67,7 +69,8 @@ impl PartReader {
     /// # Errors
     /// As [`read_footer`].
     pub fn open(path: &Path) -> Result<Self, PartError> {
-        let file = File::open(path).map_err(|source| PartError::Read { path: path.to_owned(), source })?;
+        let file =
+            files::open_regular(path).map_err(|source| PartError::Read { path: path.to_owned(), source })?;
         let metadata = load(path, &file)?;
         let footer = footer(path, &metadata)?;
         bounds::check_pages(&file, metadata.metadata(), &footer.schema)
