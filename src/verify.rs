@@ -9,7 +9,7 @@ use crate::cli::VerifyArguments;
 use crate::failure::{Exit, Failure};
 use crate::progress::grouped;
 
-/// Checks every part, row by row.
+/// Checks every part, row by row, and that `failed.tsv` is what the lists of the segments say.
 pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
     let folder = ResultFolder(arguments.folder.clone());
     let manifest = read_manifest(&folder)?;
@@ -97,12 +97,23 @@ fn check_rows(folder: &ResultFolder, entry: &SegmentEntry) -> Result<(), String>
 
 fn check_failed_list(folder: &ResultFolder, manifest: &Manifest) -> Option<String> {
     let path = folder.failed();
-    let lines = match std::fs::read_to_string(&path) {
-        Ok(text) => text.lines().count().saturating_sub(1) as u64,
+    let text = match actors::files::read_text(&path) {
+        Ok(text) => text,
         Err(error) => return Some(format!("`{}` cannot be read: {error}", path.display())),
     };
-    (lines != manifest.totals.failed)
-        .then(|| format!("`{}` lists {lines} records, expected {}", path.display(), manifest.totals.failed))
+    let lines = text.lines().count().saturating_sub(1) as u64;
+    if lines != manifest.totals.failed {
+        return Some(format!(
+            "`{}` lists {lines} records, expected {}",
+            path.display(),
+            manifest.totals.failed
+        ));
+    }
+    // A segment's list that cannot be read is a problem of its own, already told.
+    let expected = actors::failed::joined(folder, manifest).ok()?;
+    let differs = text.lines().zip(expected.lines()).position(|(found, expected)| found != expected);
+    let line = differs? + 1;
+    Some(format!("`{}`: line {line} is not that of its segment's list in `.state`", path.display()))
 }
 
 fn foreign_parts(folder: &ResultFolder, manifest: &Manifest) -> Vec<String> {

@@ -95,7 +95,15 @@ fn lists_of_failed_records_are_checked() {
     let text = fs::read_to_string(&failed).unwrap();
     fs::write(&failed, text.lines().next().unwrap()).unwrap();
     incomplete(&job, "failed.tsv` lists 0 records, expected 1");
-    fs::write(&failed, text).unwrap();
+    for (from, to) in [("150\t", "151\t"), ("\tcompute\t", "\tinput\t"), ("non-finite", "finite")] {
+        let changed = text.replacen(from, to, 1);
+        assert_ne!(changed, text);
+        fs::write(&failed, changed).unwrap();
+        incomplete(&job, "failed.tsv`: line 2 is not that of its segment's list");
+    }
+    job.run_into("results").expect(3).says(["nothing to do"]);
+    assert_eq!(fs::read_to_string(&failed).unwrap(), text, "the same command mends it");
+    verify(&job).expect(0);
     fs::remove_file(job.at("results/.state/failed-00002.tsv")).unwrap();
     incomplete(&job, "failed records of its segment: it is gone");
 }
