@@ -115,7 +115,7 @@ fn ask(folder: &ResultFolder, request: Request) -> Result<Option<Answer>, Failur
 }
 
 fn kept_snapshot(folder: &ResultFolder) -> Option<Snapshot> {
-    let file = std::fs::File::open(folder.snapshot()).ok()?;
+    let file = actors::files::open_regular(&folder.snapshot()).ok()?;
     serde_json::from_reader(file.take(ANSWER_BYTES_MAX)).ok()
 }
 

@@ -32,6 +32,15 @@ impl LockedFolder {
             let text = format!("`{}` exists and is not of an earlier run", foreign.display());
             return Err(Failure::new(Exit::Usage, text).hint("choose another output.directory"));
         }
+        for path in [folder.log(), folder.lock()] {
+            // Opened for writing, a pipe would make this run wait for ever.
+            if fs::metadata(&path).is_ok_and(|metadata| !metadata.is_file()) {
+                let text = format!("`{}` is not a regular file", path.display());
+                return Err(
+                    Failure::new(Exit::Usage, text).hint("move it away: a file of the run belongs there")
+                );
+            }
+        }
         for path in [folder.embeddings(), folder.state()] {
             files::create_folder(&path).map_err(|error| failed("create", &path, &error))?;
         }
@@ -80,6 +89,7 @@ impl LockedFolder {
         let committed: Vec<String> =
             manifest.segments.keys().map(|&id| ResultFolder::part_name(SegmentId(id))).collect();
         self.remove_temporary()?;
+        self.remove_what_is_no_file()?;
         // A journal is of use until its segment is committed.
         for &id in manifest.segments.keys() {
             remove(&self.folder.journal_of(SegmentId(id)))?;
@@ -99,6 +109,22 @@ impl LockedFolder {
                 if is_ours || name == "stdin-new.fasta.partial" {
                     remove(&path)?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes pipes and empty folders under the names of files that this run will read or write.
+    fn remove_what_is_no_file(&self) -> Result<(), Failure> {
+        let mut paths = list(&self.folder.state())?;
+        paths.retain(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("failed-") || name.starts_with("journal-")
+        });
+        paths.push(self.folder.failed());
+        for path in &paths {
+            if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+                remove(path)?;
             }
         }
         Ok(())
@@ -140,8 +166,17 @@ fn list(folder: &Path) -> Result<Vec<std::path::PathBuf>, Failure> {
     entries.map_err(|error| failed("list", folder, &error))
 }
 
+/// Deletes a file, or an empty folder in its place; what somebody put into such a folder is not ours.
 fn remove(path: &Path) -> Result<(), Failure> {
-    files::remove(path).map_err(|error| failed("delete", path, &error))
+    let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+    if !is_folder {
+        return files::remove(path).map_err(|error| failed("delete", path, &error));
+    }
+    fs::remove_dir(path).map_err(|error| {
+        let text = format!("`{}` is a folder, where a file of the result belongs: {error}", path.display());
+        Failure::new(Exit::Failed, text)
+            .hint(format!("move it away or delete it: rm -r '{}'", path.display()))
+    })
 }
 
 fn failed(operation: &str, path: &Path, error: &std::io::Error) -> Failure {

@@ -145,7 +145,7 @@ fn survey(
     bar: bool,
 ) -> Result<Surveyed, Failure> {
     // Without a manifest, be it after `--fresh`, nothing refers to an input that was kept before.
-    let fresh = fresh || !folder.manifest().is_file();
+    let fresh = fresh || folder.manifest().symlink_metadata().is_err();
     let sources = preparation::sources(job, &folder.spooled_stdin(), fresh)?;
     let stamps: Vec<FileStamp> = sources
         .iter()

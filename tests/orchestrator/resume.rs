@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::job::JobFolder;
 use crate::outcome::committed_files;
+use crate::process::{program, run};
 use crate::proteins::fasta;
 
 fn job() -> JobFolder {
@@ -263,4 +264,70 @@ fn a_manifest_that_is_cut_foreign_or_contradicts_itself_is_refused_and_kept() {
     assert_eq!(fs::read_dir(job.at("results/embeddings")).unwrap().count(), whole.parts.len());
     fs::write(&path, text).unwrap();
     job.run_into("results").expect(0).says(["nothing to do"]);
+}
+
+/// Puts something in place of a file that would make its reader wait for ever.
+fn pipe_at(path: &Path) {
+    let _ = fs::remove_file(path);
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[test]
+fn a_pipe_in_place_of_a_file_of_the_result_hangs_nothing() {
+    let job = JobFolder::new(fasta(96, 200, 20..60)).simulating("fault=nan@ordinal:5");
+    job.run_into("results").expect(3);
+    let whole = job.outcome("results");
+    let command = |words: &[&str]| run(program(words).current_dir(job.path()));
+    let told = |path: &str| [path.to_owned(), "it is not a regular file".to_owned()];
+    for name in
+        ["embeddings/part-00001.parquet", ".state/failed-00000.tsv", "failed.tsv", ".state/journal-00001"]
+    {
+        pipe_at(&job.at("results").join(name));
+        if !name.contains("journal") {
+            let found = command(&["verify", "results"]).expect(4);
+            assert!(found.stdout.contains("not a regular file"), "{name}: {}", found.stdout);
+        }
+        let again = job.run_into("results").expect(3);
+        job.outcome("results").assert_same(&whole, name);
+        if name.contains("part") {
+            again.says(told("part-00001.parquet"));
+        }
+        command(&["verify", "results"]).expect(0);
+    }
+    pipe_at(&job.at("results/embeddings/part-00001.parquet"));
+    command(&["export", "results", "--to", "npy"]).expect(4).says(["part-00001.parquet", "hint: "]);
+    job.run_into("results").expect(3);
+
+    pipe_at(&job.at("results/.state/snapshot.json"));
+    command(&["status", "results"]).expect(0);
+    let manifest = fs::read(job.at("results/run.json")).unwrap();
+    pipe_at(&job.at("results/run.json"));
+    job.run_into("results").expect(1).says(told("run.json"));
+    for words in [&["verify", "results"][..], &["status", "results"], &["export", "results", "--to", "npy"]] {
+        command(words).expect(1).says(told("run.json"));
+    }
+    fs::remove_file(job.at("results/run.json")).unwrap();
+    fs::write(job.at("results/run.json"), manifest).unwrap();
+    pipe_at(&job.at("results/run.log"));
+    job.run_into("results").expect(2).says(["run.log` is not a regular file", "move it away"]);
+}
+
+#[test]
+fn a_folder_in_place_of_a_part_goes_or_is_named() {
+    let job = JobFolder::new(fasta(97, 200, 20..60));
+    let whole = job.done_into("results");
+    let part = job.at("results/embeddings/part-00001.parquet");
+    for path in [&part, &job.at("results/failed.tsv")] {
+        fs::remove_file(path).unwrap();
+        fs::create_dir(path).unwrap();
+        job.done_into("results").assert_same(&whole, "an empty folder");
+    }
+    fs::remove_file(&part).unwrap();
+    fs::create_dir(&part).unwrap();
+    fs::write(part.join("mine"), "kept").unwrap();
+    let hint = format!("hint: move it away or delete it: rm -r '{}'", part.display());
+    job.run_into("results").expect(1).says(["part-00001.parquet` is a folder", &hint]);
+    assert_eq!(fs::read_to_string(part.join("mine")).unwrap(), "kept");
+    fs::remove_dir_all(&part).unwrap();
+    job.done_into("results").assert_same(&whole, "after it was moved away");
 }
