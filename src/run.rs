@@ -335,6 +335,7 @@ fn conclude(
     }
     // Whether what is written now says more than what the last commit left on disk.
     let mut matters = false;
+    let mut input_changed = false;
     let failure = match outcome {
         Outcome::Finished => {
             matters = true;
@@ -357,6 +358,7 @@ fn conclude(
             manifest.status = RunStatus::Failed;
             if matches!(error, InputError::Changed { .. }) {
                 matters = true;
+                input_changed = true;
                 // What this session read may be of either content.
                 let segments: Vec<u32> = manifest.segments.keys().copied().collect();
                 for segment in segments.into_iter().filter(|segment| !earlier.contains(segment)) {
@@ -396,6 +398,14 @@ fn conclude(
         let committed = progress::grouped(manifest.totals.records);
         let records = progress::grouped(manifest.counts.records);
         let command = same_command(arguments);
+        if input_changed {
+            // Another content is another job, which this folder refuses.
+            return failure
+                .hint(format!(
+                    "{committed} of {records} records are committed; once the input is what it was, to go on: {command}"
+                ))
+                .hint(format!("to start again with the input as it is now: {command} --fresh"));
+        }
         failure.hint(format!("{committed} of {records} records are committed; to go on: {command}"))
     };
     match (failure, written) {

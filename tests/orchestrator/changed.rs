@@ -124,7 +124,13 @@ fn an_input_that_vanishes_grows_or_shrinks_ends_the_run_which_goes_on_once_it_is
         let running = halfway(&job);
         change(&input);
         let message = format!("input `{}` has changed while the run was going on", input.display());
-        running.finish().expect(5).says([message.as_str(), "hint: ", "to go on: "]);
+        running.finish().expect(5).says([
+            message.as_str(),
+            "hint: ",
+            "once the input is what it was, to go on: virnucpro-orch run job.toml",
+            "to start again with the input as it is now: virnucpro-orch run job.toml",
+            "--fresh\n",
+        ]);
         let run = crate::outcome::manifest(&job.at("results")).unwrap();
         assert_eq!(run["status"], "failed", "{what}");
         assert_eq!(run["totals"]["records"], 0, "{what}: what this session made is not trusted");

@@ -306,7 +306,7 @@ impl InputError {
                 format!("unpack the {format} data first, or pack it with gzip or zstd")
             }
             InputError::Changed { .. } => {
-                "let nothing write to the input during a run; what this session made of it is computed again".to_owned()
+                "let nothing write to the input during a run; what this session made of it is not kept".to_owned()
             }
             InputError::Utf16 { file } => format!("convert it: iconv -f UTF-16 -t UTF-8 {file} > converted.fasta"),
             InputError::Fastq { .. } => {
