@@ -149,6 +149,19 @@ impl LockedFolder {
     }
 }
 
+/// Warns of files beside the parts, which are left alone: who reads the folder as one table reads them too.
+pub(crate) fn warn_of_foreign_files(folder: &ResultFolder) {
+    let Ok(paths) = list(&folder.embeddings()) else { return };
+    for path in paths.iter().filter(|path| !is_part(path)) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Those that begin so are left out by readers of tables.
+        if !name.starts_with(['.', '_']) {
+            let file = path.display();
+            tracing::warn!(%file, "not of this result, but read by who takes its folder as one table: move it away");
+        }
+    }
+}
+
 /// Whether this is a part, whole or under its temporary name.
 fn is_part(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();

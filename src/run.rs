@@ -20,7 +20,7 @@ use crate::cli::RunArguments;
 use crate::control::Control;
 use crate::failure::{Exit, Failure};
 use crate::preparation::{self, Compute};
-use crate::result_folder::LockedFolder;
+use crate::result_folder::{LockedFolder, warn_of_foreign_files};
 use crate::signals::Target;
 use crate::{identity, logging, progress, signals, summary};
 
@@ -96,6 +96,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         // `verify` sends here: what can be put right without computing is.
         locked.remove_uncommitted(&manifest)?;
         write_failed(&locked.folder, &manifest).map_err(|error| Failure::because(Exit::Failed, &error))?;
+        warn_of_foreign_files(&locked.folder);
         crate::stderr::say(format_args!("nothing to do: `{}` is complete", job.output.directory.display()));
         return Ok(finished(&manifest));
     }
@@ -411,6 +412,7 @@ fn conclude(
     match (failure, written) {
         (None, Ok(Some(()))) => {
             tracing::info!(rows = manifest.totals.rows, failed = manifest.totals.failed, "done");
+            warn_of_foreign_files(folder);
             summary::print(folder, &manifest, &snapshot);
             Ok(finished(&manifest))
         }

@@ -76,6 +76,25 @@ fn a_foreign_part_is_told() {
 }
 
 #[test]
+fn a_file_that_is_no_part_is_warned_of_and_kept() {
+    let job = job();
+    job.done_into("results");
+    let foreign = job.at("results/embeddings/foo.parquet");
+    fs::copy(job.at("results/embeddings/part-00000.parquet"), &foreign).unwrap();
+    fs::write(job.at("results/embeddings/_metadata"), "").unwrap();
+    let warning = "WARN not of this result, but read by who takes its folder as one table";
+    for again in [false, true] {
+        if again {
+            fs::remove_file(job.at("results/embeddings/part-00001.parquet")).unwrap();
+        }
+        let finished = job.run_into("results").expect(0).says([warning, "embeddings/foo.parquet"]);
+        assert_eq!(finished.stderr.matches(warning).count(), 1, "{}", finished.stderr);
+        assert!(foreign.exists());
+    }
+    incomplete(&job, "`embeddings/foo.parquet` is not part of this result");
+}
+
+#[test]
 fn parts_changed_for_one_another_are_told() {
     let job = job();
     let whole = job.done_into("results");
