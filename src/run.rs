@@ -1,7 +1,9 @@
 //! The command `run`: prepares a job, starts or resumes it, and sees it to its end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actors::failed::{self, Stage};
@@ -120,7 +122,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let earlier: BTreeSet<u32> = manifest.segments.keys().copied().collect();
     let run = Run::start(run_plan(job, &compute, &locked.folder, sources, stamps, manifest))
         .await
-        .map_err(|error| Failure::because(Exit::Failed, &*error))?;
+        .map_err(|error| cannot_start(&*error))?;
     target.set(run.stopper());
     let display = tokio::spawn(progress::show(job.telemetry.clone(), run.snapshots()));
     let control = Control::listen(&locked.folder, run.stopper(), run.snapshots());
@@ -128,6 +130,17 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     control.close(&end.snapshot, &locked.folder);
     let _ = display.await;
     conclude(arguments, &locked.folder, &compute, job, &earlier, end, &target)
+}
+
+/// Says once what the actors, which start one another, say one after the other.
+fn cannot_start(error: &(dyn Error + 'static)) -> Failure {
+    let root = std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error);
+    let kind = root.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    if !matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::OutOfMemory)) {
+        return Failure::because(Exit::Failed, error);
+    }
+    Failure::new(Exit::Failed, format!("the run cannot start: no more threads or memory may be had: {root}"))
+        .hint("raise the limits of the job: its memory, `ulimit -v`, `ulimit -u`")
 }
 
 /// What the input is.
@@ -529,4 +542,25 @@ fn same_command(arguments: &RunArguments) -> String {
         command += &format!(" --set {}", quoted(key_value));
     }
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("panicked during startup: {0}")]
+    struct Nested(#[source] Box<dyn Error>);
+
+    #[test]
+    fn a_start_without_threads_is_told_once() {
+        let nested = |kind: ErrorKind| Nested(Box::new(Nested(Box::new(std::io::Error::from(kind)))));
+        for kind in [ErrorKind::WouldBlock, ErrorKind::OutOfMemory] {
+            let failure = cannot_start(&nested(kind));
+            assert_eq!(failure.exit, Exit::Failed);
+            assert!(failure.line().starts_with("the run cannot start: no more threads or memory"));
+            assert!(!failure.line().contains("panicked"), "{}", failure.line());
+        }
+        assert!(cannot_start(&nested(ErrorKind::NotFound)).line().contains("panicked"));
+    }
 }
