@@ -336,3 +336,15 @@ fn every_accepted_record_is_in_the_result_and_every_other_in_failed_tsv() {
     expected.retain(|id| !failed.contains(id));
     assert_eq!(ids(&outcome), expected);
 }
+
+#[test]
+fn what_follows_gzip_data_is_named_but_for_zeros() {
+    let text = fasta(57, 50, 20..60);
+    let undisturbed = JobFolder::new(&text).done_into("results");
+    let job = JobFolder::new([gzip(text.as_bytes()), vec![0; 512]].concat());
+    assert_eq!(job.done_into("results").parts, undisturbed.parts);
+    let packed = gzip(text.as_bytes());
+    let message = format!("from byte {} on, follows something that is not gzip", packed.len());
+    let job = JobFolder::new([packed, b">b\nMK\n".to_vec()].concat());
+    job.run_into("results").expect(5).says([message.as_str(), "hint: "]);
+}
