@@ -97,8 +97,17 @@ impl LockedFolder {
         self.remove_parts_except(&committed)
     }
 
-    /// Deletes what a killed run was writing under a temporary name, beside the parts.
-    fn remove_temporary(&self) -> Result<(), Failure> {
+    /// Deletes what a killed run was writing under a temporary name.
+    ///
+    /// # Errors
+    /// If a file cannot be deleted.
+    pub(crate) fn remove_temporary(&self) -> Result<(), Failure> {
+        for path in list(&self.folder.embeddings())? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if is_part(&path) && name.starts_with('.') {
+                remove(&path)?;
+            }
+        }
         for folder in [self.folder.0.clone(), self.folder.state()] {
             for path in list(&folder)? {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();

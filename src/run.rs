@@ -114,10 +114,12 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     manifest.sessions.push(Session { started_unix_s, elapsed_s: 0.0, tokens: 0, restarts: 0 });
     // First, since it may make the room that the manifest needs.
-    locked.remove_uncommitted(&manifest)?;
+    locked.remove_temporary()?;
     // A signal ends the program here: nothing was begun.
     actors::write_when_possible(&locked.folder.0, || false, |_| (), || manifest.write(&locked.folder))
         .map_err(|error| Failure::because(Exit::Failed, &error))?;
+    // Only now: what the manifest on disk names is never deleted.
+    locked.remove_uncommitted(&manifest)?;
 
     let earlier: BTreeSet<u32> = manifest.segments.keys().copied().collect();
     let run = Run::start(run_plan(job, &compute, &locked.folder, sources, stamps, manifest))

@@ -42,5 +42,8 @@ pub const VIEWERS: usize = 64;
 /// Snapshots on their way to a dashboard: it draws ten times a second, they come four times.
 pub const DASHBOARD_EVENTS: usize = 16;
 
+/// Words to the thread that watches a GPU: that it shall end, said by closing.
+pub const MONITOR_WORDS: usize = 1;
+
 /// Words to the thread that keeps the lock: that it shall end.
 pub const LOCK_WORDS: usize = 1;

@@ -44,7 +44,7 @@ const AT_ONCE: usize = 3;
 /// More failures than these tell nothing new.
 const FAILURES_MAX: usize = 5;
 /// How often each kind of fault must have struck in so many trials; less shows nothing.
-const STRUCK_MIN: u64 = 3;
+const STRUCK_MIN: u64 = 2;
 /// Seeds tried beyond [`SEEDS`] while a kind has struck too rarely: on a busy machine many faults come too late.
 const SEEDS_MORE: u64 = 100;
 

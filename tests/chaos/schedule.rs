@@ -301,7 +301,8 @@ impl<'a> Drawing<'a> {
             self.session.kinds.push(Kind::OrchestratorAborted);
             return;
         }
-        const POINTS: [(Kind, &str, u64); 12] = [
+        const POINTS: [(Kind, &str, u64); 13] = [
+            (Kind::SupervisorPanicked, "supervisor", 8),
             (Kind::SupervisorPanicked, "supervisor", 30),
             (Kind::ReaderPanicked, "reader", 6),
             (Kind::ReaderThreadPanicked, "reader-thread", 6),

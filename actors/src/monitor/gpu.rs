@@ -10,6 +10,7 @@ use kernels::nvml::{GpuIdentity, GpuSample, Library, Nvml, NvmlError, XidTally, 
 use ractor::ActorRef;
 use tokio::sync::oneshot;
 
+use crate::bounds;
 use crate::identity::DeviceIndex;
 use crate::telemetry::{GpuView, TelemetryMessage};
 
@@ -51,7 +52,7 @@ impl GpuWatch {
         device: DeviceIndex,
         telemetry: ActorRef<TelemetryMessage>,
     ) -> std::io::Result<GpuThread> {
-        let (stop, stopped) = flume::bounded(0);
+        let (stop, stopped) = flume::bounded(bounds::MONITOR_WORDS);
         let (ended_sender, ended) = oneshot::channel();
         let (name, thread_name) = (self.device_name.clone(), format!("nvml {}", self.device_name));
         let thread = crate::thread::spawn_watched(
