@@ -1,8 +1,6 @@
 //! Each kind of fault, once: the run recovers and the bytes are those of an undisturbed run.
 
 use crate::job::JobFolder;
-use crate::outcome::Outcome;
-use crate::process::Finished;
 use crate::proteins::fasta;
 
 const PROTEINS: usize = 300;
@@ -11,22 +9,11 @@ fn job() -> JobFolder {
     JobFolder::new(fasta(11, PROTEINS, 20..200))
 }
 
-/// Runs with a fault and compares with a run without.
-#[track_caller]
-fn recovers(job: JobFolder, program: &str) -> (Finished, Outcome) {
-    let undisturbed = job.done_into("undisturbed");
-    let job = job.simulating(program);
-    let finished = job.run_into("results").expect(0);
-    let outcome = job.outcome("results");
-    outcome.assert_same(&undisturbed, program);
-    (finished, outcome)
-}
-
-/// As [`recovers`], and the device was started again, which `run.json` and the summary count.
+/// As [`JobFolder::recovers`], and the device was started again, which `run.json` and the summary count.
 #[track_caller]
 fn restarts(job: JobFolder, program: &str, reason: &str) {
     // Slow enough that every device gets its share, and with it its fault.
-    let (finished, outcome) = recovers(job, &format!("latency_us_per_batch=4000;{program}"));
+    let (finished, outcome) = job.recovers(&format!("latency_us_per_batch=4000;{program}"));
     assert_eq!(outcome.restarts(), 1, "{program}:\n{}", finished.stderr);
     finished.says(["device failed, restarting", reason, "restarts   1"]);
 }
@@ -79,27 +66,27 @@ fn a_device_that_hangs_while_loading_is_killed_and_loaded_again() {
 fn a_slow_batch_is_no_hang() {
     // 30 ms a batch, one of them 40 times as long: it ticks, so its device is left alone.
     let job = JobFolder::new(fasta(12, 20, 20..100)).set("restart.hang_ms", 600);
-    let (_, outcome) = recovers(job, "latency_us_per_batch=30000;slow=40@device:0,batch:0");
+    let (_, outcome) = job.recovers("latency_us_per_batch=30000;slow=40@device:0,batch:0");
     assert_eq!(outcome.restarts(), 0);
 }
 
 #[test]
 fn the_shortest_hang_time_allowed_spares_a_healthy_device() {
     let job = JobFolder::new(fasta(12, 20, 20..100)).set("restart.hang_ms", 100);
-    let (_, outcome) = recovers(job, "latency_us_per_batch=400000");
+    let (_, outcome) = job.recovers("latency_us_per_batch=400000");
     assert_eq!(outcome.restarts(), 0);
 }
 
 #[test]
 fn batches_too_large_for_a_device_are_split() {
-    let (finished, outcome) = recovers(job(), "oom_above_tokens=400");
+    let (finished, outcome) = job().recovers("oom_above_tokens=400");
     assert_eq!(outcome.restarts(), 0);
     finished.says(["out of memory for a batch of", "batch split"]);
 }
 
 #[test]
 fn a_batch_that_fails_now_and_then_is_tried_again() {
-    let (finished, outcome) = recovers(job(), "fault=error@device:0,batch:1;fault=oom@device:1,batch:2");
+    let (finished, outcome) = job().recovers("fault=error@device:0,batch:1;fault=oom@device:1,batch:2");
     assert_eq!(outcome.restarts(), 0);
     finished.says(["simulated failure of batch 1", "batch requeued"]);
 }

@@ -113,6 +113,17 @@ impl JobFolder {
         self.outcome(name)
     }
 
+    /// Runs with a programme and without; both must succeed with the same bytes.
+    #[track_caller]
+    pub(crate) fn recovers(self, program: &str) -> (Finished, Outcome) {
+        let undisturbed = self.done_into("undisturbed");
+        let job = self.simulating(program);
+        let finished = job.run_into("results").expect(0);
+        let outcome = job.outcome("results");
+        outcome.assert_same(&undisturbed, program);
+        (finished, outcome)
+    }
+
     /// What the result folder `name` holds.
     #[track_caller]
     pub(crate) fn outcome(&self, name: &str) -> Outcome {

@@ -1,23 +1,10 @@
 //! Too little memory, overflow, devices that come back: the answers that take a device's measure.
 
 use crate::job::JobFolder;
-use crate::outcome::Outcome;
-use crate::process::Finished;
 use crate::proteins::fasta;
 
 fn job() -> JobFolder {
     JobFolder::new(fasta(71, 600, 20..200))
-}
-
-/// Runs with a programme and compares with a run without.
-#[track_caller]
-fn recovers(job: JobFolder, program: &str) -> (Finished, Outcome) {
-    let undisturbed = job.done_into("undisturbed");
-    let job = job.simulating(program);
-    let finished = job.run_into("results").expect(0);
-    let outcome = job.outcome("results");
-    outcome.assert_same(&undisturbed, program);
-    (finished, outcome)
 }
 
 #[test]
@@ -43,7 +30,7 @@ fn a_device_without_memory_gets_smaller_batches_and_run_json_remembers() {
 
 #[test]
 fn memory_pressure_shrinks_the_batches_before_one_fails() {
-    let (finished, outcome) = recovers(job(), "memory_tokens=1020");
+    let (finished, outcome) = job().recovers("memory_tokens=1020");
     let finished = finished.says(["token budget reduced"]);
     assert!(!finished.stderr.contains("out of memory"), "{}", finished.stderr);
     assert_eq!(outcome.restarts(), 0);
@@ -52,7 +39,7 @@ fn memory_pressure_shrinks_the_batches_before_one_fails() {
 #[test]
 fn sequences_that_overflow_are_repeated_in_fp32() {
     let faults = [3, 4, 250, 599].map(|ordinal| format!("fault=nan@ordinal:{ordinal},exact:false"));
-    let (finished, outcome) = recovers(job(), &faults.join(";"));
+    let (finished, outcome) = job().recovers(&faults.join(";"));
     assert_eq!(outcome.run["totals"]["failed"], 0);
     finished.says(["non-finite values in"]);
 }
@@ -62,7 +49,7 @@ fn a_device_that_fails_whatever_it_gets_is_started_again() {
     for kind in ["nan", "oom", "error"] {
         // Slow enough that the sick device gets something to fail.
         let program = format!("latency_us_per_batch=10000;fault={kind}@device:1,generation:0");
-        let (finished, outcome) = recovers(job(), &program);
+        let (finished, outcome) = job().recovers(&program);
         finished.says(["it fails whatever it gets"]);
         assert_eq!(outcome.restarts(), 1, "{kind}");
         assert_eq!(outcome.run["totals"]["failed"], 0, "{kind}");
@@ -87,7 +74,7 @@ fn a_retired_device_is_tried_again_and_taken_back() {
     // Generations 0 and 1 use up the restarts, 2 and 3 the first tries afterwards.
     let lost = [0, 1, 2, 3].map(|generation| format!("fault=lost@device:1,generation:{generation}"));
     let program = format!("latency_us_per_batch=25000;{}", lost.join(";"));
-    let (finished, outcome) = recovers(job, &program);
+    let (finished, outcome) = job.recovers(&program);
     let finished = finished.says([
         "device retired device=\"sim:1\"",
         "retired device is tried again device=\"sim:1\"",
