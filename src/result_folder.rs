@@ -111,7 +111,15 @@ impl LockedFolder {
         for folder in [self.folder.0.clone(), self.folder.state()] {
             for path in list(&folder)? {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                let ours = ["run.json", "failed.tsv", "failed-", "stdin", "snapshot.json", "control.sock"];
+                let ours = [
+                    "run.json",
+                    "failed.tsv",
+                    "failed-",
+                    "journal-",
+                    "stdin",
+                    "snapshot.json",
+                    "control.sock",
+                ];
                 let is_ours = name.strip_prefix('.').is_some_and(|rest| {
                     rest.ends_with(".tmp") && ours.iter().any(|ours| rest.starts_with(ours))
                 });

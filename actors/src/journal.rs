@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use xxhash_rust::xxh3::Xxh3;
@@ -26,7 +27,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::bounds;
 use crate::identity::SegmentId;
 use crate::manifest::ResultFolder;
-use crate::part::PartSchema;
+use crate::part::{PartSchema, PendingFile};
 use crate::segment::PreparedSegment;
 
 const MAGIC: &[u8; 8] = b"VNOJRNL1";
@@ -220,6 +221,8 @@ pub(crate) struct Journal {
     entries: Option<flume::Sender<Entry>>,
     thread: Option<JoinHandle<()>>,
     begun: HashMap<SegmentId, bool>,
+    /// Sequences of each segment that the thread took, or that its file held before.
+    kept: HashMap<SegmentId, usize>,
     /// Committed segments whose end found no room in the queue.
     ended_later: Vec<SegmentId>,
 }
@@ -241,6 +244,7 @@ impl Journal {
             entries: Some(entries),
             thread: Some(thread),
             begun: HashMap::new(),
+            kept: HashMap::new(),
             ended_later: Vec::new(),
         })
     }
@@ -248,6 +252,18 @@ impl Journal {
     /// Notes that a segment has a journal already, good up to there.
     pub(crate) fn continue_from(&mut self, prepared: &PreparedSegment, trusted_bytes: u64) {
         self.begin(prepared, trusted_bytes);
+    }
+
+    /// Notes how many sequences the journal of a segment held before.
+    pub(crate) fn recovered(&mut self, segment: SegmentId, sequences: usize) {
+        if self.keeps(segment) {
+            *self.kept.entry(segment).or_default() += sequences;
+        }
+    }
+
+    /// How many sequences of a segment are kept.
+    pub(crate) fn kept(&self, segment: SegmentId) -> usize {
+        self.kept.get(&segment).copied().unwrap_or(0)
     }
 
     /// Whether a segment's batches are kept.
@@ -260,6 +276,7 @@ impl Journal {
         let header = self.place.header(prepared);
         let begun = self.send(Entry::Begin { segment, header, trusted_bytes });
         self.begun.insert(segment, begun);
+        self.kept.insert(segment, 0);
         begun
     }
 
@@ -270,12 +287,15 @@ impl Journal {
             return;
         }
         let widths = sequences.iter().map(|&sequence| self.place.width(prepared, sequence)).collect();
-        let (sequences, values) = (sequences.to_vec(), values.to_vec());
-        self.send(Entry::Append { segment, sequences, widths, values });
+        let (count, sequences, values) = (sequences.len(), sequences.to_vec(), values.to_vec());
+        if self.send(Entry::Append { segment, sequences, widths, values }) {
+            *self.kept.entry(segment).or_default() += count;
+        }
     }
 
     /// The segment is committed: its journal goes.
     pub(crate) fn end(&mut self, segment: SegmentId) {
+        self.kept.remove(&segment);
         if self.begun.remove(&segment).is_some() {
             self.ended_later.push(segment);
         }
@@ -288,13 +308,41 @@ impl Journal {
         self.entries.as_ref().is_some_and(|entries| entries.try_send(entry).is_ok())
     }
 
-    /// Lets the thread write what it has, and syncs.
-    pub(crate) async fn stop(&mut self) {
+    /// Lets the thread write what it has, and syncs. Then the session is over and there is time for what found
+    /// no room in the queue: the journals of `unfinished` segments are written anew, whole.
+    pub(crate) async fn stop(&mut self, unfinished: Vec<Unfinished>) {
         self.entries = None;
         crate::thread::join(self.thread.take()).await;
+        let place = self.place.clone();
+        let write_all = move || unfinished.iter().for_each(|segment| segment.write(&place));
+        let _ = tokio::task::spawn_blocking(write_all).await;
         for segment in std::mem::take(&mut self.ended_later) {
             // What cannot be removed now is at the next start, which knows that the segment is committed.
             let _ = crate::files::remove(&self.place.path(segment));
+        }
+    }
+}
+
+/// A segment that the end of a session leaves unfinished, and of which the journal lacks something.
+pub(crate) struct Unfinished {
+    pub(crate) prepared: Arc<PreparedSegment>,
+    pub(crate) sequences: Vec<u32>,
+    /// Their rows, back to back.
+    pub(crate) values: Vec<f32>,
+}
+
+impl Unfinished {
+    fn write(&self, place: &JournalPlace) {
+        let segment = self.prepared.segment.id;
+        let widths: Vec<usize> = self.sequences.iter().map(|&s| place.width(&self.prepared, s)).collect();
+        let written = PendingFile::create(&place.path(segment)).and_then(|pending| {
+            let mut file = &pending;
+            file.write_all(&place.header(&self.prepared).to_bytes())?;
+            append(&mut file, &self.sequences, &widths, &self.values)?;
+            pending.commit()
+        });
+        if let Err(error) = written {
+            tracing::warn!(%segment, %error, "journal is not whole: what it lacks is computed again");
         }
     }
 }
@@ -342,7 +390,7 @@ fn open(path: &Path, header: Header, trusted_bytes: u64) -> io::Result<File> {
 }
 
 /// Appends one frame, or several if there is much.
-fn append(file: &mut File, sequences: &[u32], widths: &[usize], values: &[f32]) -> io::Result<()> {
+fn append(file: &mut impl Write, sequences: &[u32], widths: &[usize], values: &[f32]) -> io::Result<()> {
     let (mut first, mut start, mut end) = (0, 0, 0);
     for (position, width) in widths.iter().enumerate() {
         end += width;
@@ -407,7 +455,7 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(journal.stop());
+        runtime.block_on(journal.stop(Vec::new()));
     }
 
     #[test]
@@ -425,6 +473,24 @@ mod tests {
         let both = place.recover(&prepared);
         assert_eq!(both.sequences, [2, 0, 1]);
         assert_eq!(both.values, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn what_found_no_room_is_written_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, prepared) = (place(folder.path(), "a"), Arc::new(prepared(&["MK", "AA", "GG"])));
+        write(&place, &prepared, 0, &[(&[2], &[1.0, 2.0])]);
+        let mut journal = Journal::start(place.clone(), |panic| panic!("{panic}")).unwrap();
+        // From here on the queue takes nothing.
+        journal.entries = Some(flume::bounded(0).0);
+        journal.append(&prepared, &[0], &[3.0, 4.0]);
+        assert_eq!(journal.kept(SegmentId(3)), 0);
+        let (sequences, values) = (vec![0, 2], vec![3.0, 4.0, 1.0, 2.0]);
+        let unfinished = Unfinished { prepared: prepared.clone(), sequences, values };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(journal.stop(vec![unfinished]));
+        let recovered = place.recover(&prepared);
+        assert_eq!((recovered.sequences, recovered.values), (vec![0, 2], vec![3.0, 4.0, 1.0, 2.0]));
     }
 
     #[test]

@@ -37,11 +37,6 @@ impl RestartHistory {
         self.failures_without_progress = 0;
     }
 
-    /// The history of a device that was given up and works again: it is trusted as at first.
-    pub fn readmitted(self) -> Self {
-        Self { failures_without_progress: 0, ..self }
-    }
-
     /// Restarts decided so far.
     pub fn restarts_total(&self) -> u32 {
         self.restarts_total

@@ -555,7 +555,7 @@ impl SupervisorState {
         }
         let slot = &mut self.devices[worker.device.0];
         if std::mem::take(&mut slot.on_probation) {
-            slot.history = RestartHistory::readmitted(slot.history);
+            slot.history.progressed();
             tracing::info!(device = slot.plan.name, "device works again and is taken back");
         }
     }

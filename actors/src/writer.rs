@@ -17,7 +17,7 @@ use crate::bounds;
 use crate::failed::{self, FailedRecord};
 use crate::fasta::Record;
 use crate::identity::SegmentId;
-use crate::journal::{Journal, JournalPlace};
+use crate::journal::{Journal, JournalPlace, Unfinished};
 use crate::manifest::{Manifest, ManifestError, ResultFolder, SegmentEntry, write_whole};
 use crate::obstacle::write_when_possible;
 use crate::packer::PackerMessage;
@@ -235,6 +235,7 @@ impl Actor for Writer {
                 state.keep(segment, &sequences, &values);
             }
             WriterMessage::Recovered { segment, sequences, values } => {
+                state.journal.recovered(segment, sequences.len());
                 state.assembly(segment)?.deliver(&sequences, &values)?;
             }
             WriterMessage::KeepOpen => {
@@ -279,7 +280,8 @@ impl Actor for Writer {
         state.stop.store(true, Ordering::Relaxed);
         state.sealed = None;
         crate::thread::join(state.thread.take()).await;
-        state.journal.stop().await;
+        let unfinished = state.unfinished();
+        state.journal.stop(unfinished).await;
         Ok(())
     }
 }
@@ -287,6 +289,16 @@ impl Actor for Writer {
 impl WriterState {
     fn assembly(&mut self, segment: SegmentId) -> Result<&mut Assembly, ActorProcessingErr> {
         self.open.get_mut(&segment).ok_or_else(|| format!("segment {segment} is not open").into())
+    }
+
+    /// Open segments of which more was delivered than the journal has, however the session ends.
+    fn unfinished(&self) -> Vec<Unfinished> {
+        let lacks = |assembly: &&Assembly| assembly.delivered_count() > self.journal.kept(assembly.id());
+        let unfinished = self.open.values().filter(lacks).map(|assembly| {
+            let (sequences, values) = assembly.delivered();
+            Unfinished { prepared: assembly.opened.prepared.clone(), sequences, values }
+        });
+        unfinished.collect()
     }
 
     /// Gives the journal what was just delivered; and what was before, if it is time to begin one.
@@ -330,6 +342,10 @@ impl Assembly {
 
     fn id(&self) -> SegmentId {
         self.opened.prepared.segment.id
+    }
+
+    fn delivered_count(&self) -> usize {
+        self.state.iter().filter(|&&state| state == Delivery::Delivered).count()
     }
 
     /// Everything delivered so far: sequences and their rows, back to back.

@@ -136,3 +136,16 @@ fn poison_and_lost_devices_do_not_confuse_the_journal() {
     assert!(sessions > 1);
     job.outcome("results").assert_same(&undisturbed, "poison and crashes");
 }
+
+#[test]
+fn the_loss_of_all_devices_keeps_what_they_computed() {
+    let undisturbed = job().simulating("").done_into("undisturbed");
+    let job = job()
+        .set("restart.restarts_per_device_max", 0)
+        .simulating("latency_us_per_batch=5000;fault=exit@batch:15");
+    job.run_into("results").expect(75).says(["all devices were lost"]);
+    assert!(bytes(&journal(&job)) > 20_000, "{}", bytes(&journal(&job)));
+    let job = job.simulating("");
+    job.run_into("results").expect(0).says(["taken from the journal"]);
+    job.outcome("results").assert_same(&undisturbed, "after all devices were lost");
+}
