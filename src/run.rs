@@ -14,7 +14,7 @@ use actors::manifest::{
 };
 use actors::part::PartSchema;
 use actors::restart::RestartPolicy;
-use actors::{Outcome, Run, RunEnd, RunPlan, WorkerCommand, WriteError};
+use actors::{JobView, Outcome, Run, RunEnd, RunPlan, WorkerCommand, WriteError};
 use config::Job;
 use kernels::Pooling;
 
@@ -279,7 +279,9 @@ fn run_plan(
     manifest: Manifest,
 ) -> RunPlan {
     let restart = &job.restart;
+    let started_unix_s = manifest.sessions.last().map_or(0, |session| session.started_unix_s);
     RunPlan {
+        job: job_view(job, compute, started_unix_s),
         input: job.input.clone(),
         sources,
         stamps,
@@ -303,6 +305,24 @@ fn run_plan(
         schema: part_schema(job, compute),
         part_metadata: part_metadata(compute, &manifest.model.sha256),
         manifest,
+    }
+}
+
+/// What displays say of the job.
+fn job_view(job: &Job, compute: &Compute, started_unix_s: u64) -> JobView {
+    JobView {
+        file: job.file.display().to_string(),
+        folder: job.output.directory.display().to_string(),
+        model: compute.model.source.clone(),
+        hidden: u32::try_from(compute.model.hidden).unwrap_or(u32::MAX),
+        layers: u32::try_from(compute.model.layers).unwrap_or(u32::MAX),
+        precision: identity::precision(compute.precision).to_owned(),
+        pooling: identity::pooling(compute.pooling).to_owned(),
+        token_budget: compute.packing.token_budget,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        process: std::process::id(),
+        started_unix_s,
     }
 }
 

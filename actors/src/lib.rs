@@ -31,7 +31,10 @@ pub use inference::WorkerCommand;
 pub use obstacle::write_when_possible;
 pub use run::{Run, RunEnd, RunPlan, Stopper};
 pub use supervisor::{DevicePlan, Outcome, StopReason};
-pub use telemetry::{DeviceState, DeviceView, GpuView, SNAPSHOT_VERSION, Snapshot};
+pub use telemetry::{
+    Bottleneck, DeviceState, DeviceView, EventLevel, EventView, GpuView, JobView, Remaining,
+    SNAPSHOT_VERSION, Snapshot, Stage, StageView, Tier, Waits,
+};
 pub use thread::panic_message;
 pub use writer::WriteError;
 

@@ -100,7 +100,12 @@ pub struct Fill {
     pub capacity_tokens: u64,
     /// Tokens that batches padded to their longest sequence would have held.
     pub padded_tokens: u64,
+    /// Batches by how full they are: entry i counts those from 5·i % on, the last one full ones too.
+    pub histogram: [u64; FILL_STEPS],
 }
+
+/// Steps of [`Fill::histogram`].
+pub const FILL_STEPS: usize = 20;
 
 impl Fill {
     /// Counts one batch.
@@ -111,6 +116,8 @@ impl Fill {
         self.tokens += tokens;
         self.capacity_tokens += tokens.max(u64::from(token_budget));
         self.padded_tokens += longest * sequences as u64;
+        let share = tokens as f64 / tokens.max(u64::from(token_budget)).max(1) as f64;
+        self.histogram[((share * FILL_STEPS as f64) as usize).min(FILL_STEPS - 1)] += 1;
     }
 
     /// Counts the batches of [`pack`].

@@ -17,11 +17,13 @@ use crate::segment::SegmentLimits;
 use crate::supervisor::{
     DevicePlan, Outcome, StopReason, Supervisor, SupervisorArguments, SupervisorMessage,
 };
-use crate::telemetry::{DeviceState, DeviceView, SNAPSHOT_VERSION, Snapshot};
+use crate::telemetry::{DeviceState, DeviceView, JobView, SNAPSHOT_VERSION, Snapshot};
 
 /// Everything a run needs; nothing in it is validated again.
 #[derive(Clone, Debug)]
 pub struct RunPlan {
+    /// What displays say of the job.
+    pub job: JobView,
     /// Input policy.
     pub input: config::Input,
     /// Inputs in reading order, as surveyed.
@@ -108,6 +110,7 @@ impl Run {
         let (manifest_before, folder) = (plan.manifest.clone(), plan.folder.clone());
         let first_snapshot = Snapshot {
             version: SNAPSHOT_VERSION,
+            job: plan.job.clone(),
             records_total: plan.manifest.counts.records,
             residues_total: plan.manifest.counts.residues,
             records_resumed: plan.manifest.totals.records,
@@ -127,6 +130,11 @@ impl Run {
                     cpu_cores: None,
                     resident_bytes: None,
                     gpu: None,
+                    token_budget: plan.packing.token_budget,
+                    tokens_per_s_now: 0.0,
+                    busy_share_now: None,
+                    restarts: 0,
+                    heartbeat_age_s: None,
                     last_error: None,
                 })
                 .collect(),

@@ -283,6 +283,8 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
+    use actors::Remaining;
+
     use super::super::model::Event;
     use super::*;
 
@@ -297,6 +299,11 @@ mod tests {
             compute_s: 1.0,
             cpu_cores: Some(0.5),
             gpu: None,
+            token_budget: 16_384,
+            tokens_per_s_now: 0.0,
+            busy_share_now: None,
+            restarts: 0,
+            heartbeat_age_s: None,
             resident_bytes: Some(200 << 20),
             last_error: None,
         }
@@ -304,7 +311,8 @@ mod tests {
 
     fn running(devices: usize) -> Snapshot {
         Snapshot {
-            version: 1,
+            version: actors::SNAPSHOT_VERSION,
+            remaining: Some(Remaining { seconds: 225.0, low_s: 200.0, high_s: 260.0 }),
             elapsed_s: 75.0,
             records_total: 20_000,
             residues_total: 1_000_000,
@@ -315,7 +323,13 @@ mod tests {
             records_committed: 4_096,
             residues_committed: 204_800,
             segments_committed: 4,
-            fill: Fill { batches: 16, tokens: 260_000, capacity_tokens: 262_144, padded_tokens: 300_000 },
+            fill: Fill {
+                batches: 16,
+                tokens: 260_000,
+                capacity_tokens: 262_144,
+                padded_tokens: 300_000,
+                ..Fill::default()
+            },
             batches_queued: 12,
             devices: (0..devices).map(|number| device(number, DeviceState::Ready)).collect(),
             ..Snapshot::default()

@@ -33,6 +33,11 @@ impl Watched {
             cpu_cores: None,
             resident_bytes: None,
             gpu: None,
+            token_budget: 16_384,
+            tokens_per_s_now: 0.0,
+            busy_share_now: None,
+            restarts: 0,
+            heartbeat_age_s: None,
             last_error: None,
         };
         let first = Snapshot { devices: vec![view], ..Snapshot::default() };
