@@ -6,7 +6,9 @@
 
 #pragma once
 
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <cmath>
 #include <cstdint>
@@ -22,8 +24,14 @@
 #define INLINE inline
 #define __device__
 #define __forceinline__ inline
+#ifdef EMULATED_ENTRIES
+// The emulated NVRTC looks for these in the text and takes them out.
+#define __global__ EMULATED_GLOBAL
+#define __launch_bounds__(...) EMULATED_BOUNDS(__VA_ARGS__)
+#else
 #define __global__
 #define __launch_bounds__(...)
+#endif
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 
@@ -61,7 +69,7 @@ inline float4 make_float4(float x, float y, float z, float w) {
 struct Index {
     u32 x, y, z;
 };
-static Index threadIdx, blockIdx, blockDim;
+static Index threadIdx, blockIdx, blockDim, gridDim;
 
 template <class T>
 T min(T a, T b) {
@@ -85,6 +93,7 @@ struct Warp {
     unsigned exchanges[LANES] = {};
     // Two places, used in turn: nobody reaches the next but one exchange before all have read this one.
     unsigned char values[2][LANES][64];
+    float results[2][LANES][4];
 };
 
 struct Copy {
@@ -93,8 +102,40 @@ struct Copy {
     int bytes;
 };
 
+// Where a fiber stands while another one runs.
+#if defined(__x86_64__)
+typedef void* Place;
+
+// Changes to another stack. A system call at each change, as swapcontext makes one, would take most of the time.
+__attribute__((naked, noipa)) static void change(Place*, Place*) {
+    asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+        "movq %rsp, (%rdi)\n movq (%rsi), %rsp\n"
+        "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
+}
+static void prepare(Place& place, char* stack, size_t bytes, void (*enter)()) {
+    void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + bytes) / 16 * 16);
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(enter);
+    for (int i = 0; i < 6; i++) *--top = nullptr;
+    place = top;
+}
+#else
+typedef ucontext_t Place;
+
+static void change(Place* from, Place* to) {
+    swapcontext(from, to);
+}
+static void prepare(Place& place, char* stack, size_t bytes, void (*enter)()) {
+    getcontext(&place);
+    place.uc_stack.ss_sp = stack;
+    place.uc_stack.ss_size = bytes;
+    place.uc_link = nullptr;
+    makecontext(&place, enter, 0);
+}
+#endif
+
 struct Fiber {
-    ucontext_t context;
+    Place place;
     std::unique_ptr<char[]> stack;
     Index index;
     bool done;
@@ -102,7 +143,7 @@ struct Fiber {
     std::vector<Copy> copies;
 };
 
-static ucontext_t scheduler;
+static Place scheduler;
 static std::vector<Fiber> fibers;
 static std::vector<Warp> warps;
 static Barrier block_barrier;
@@ -113,15 +154,18 @@ static void* body_context;
 
 inline void yield() {
     const int self = current;
-    swapcontext(&fibers[self].context, &scheduler);
+    change(&fibers[self].place, &scheduler);
     threadIdx = fibers[self].index;
 }
 
-inline void meet(Barrier& barrier, const int& expected) {
+// The last one to arrive runs `finish` before all go on.
+template <class F>
+void meet(Barrier& barrier, const int& expected, F finish) {
     const unsigned before = barrier.opened;
     barrier.arrived++;
     while (barrier.opened == before) {
         if (barrier.arrived >= expected) {
+            finish();
             barrier.arrived = 0;
             barrier.opened++;
             moved = true;
@@ -133,17 +177,22 @@ inline void meet(Barrier& barrier, const int& expected) {
 
 static const int WHOLE = LANES;
 
-// What each lane of the warp has given.
-template <class T>
-const T* exchange(const T& mine) {
+// What each lane of the warp has given; `finish` gets it and the place in turn once all have.
+template <class T, class F>
+const T* exchange(const T& mine, F finish) {
     static_assert(sizeof(T) <= 64, "fits a place");
     Warp& warp = warps[current / LANES];
     const int lane = current % LANES;
-    auto& values = warp.values[warp.exchanges[lane]++ % 2];
-    static_assert(sizeof(values[0]) == 64, "stride");
+    const unsigned turn = warp.exchanges[lane]++ % 2;
+    auto& values = warp.values[turn];
     std::memcpy(values[lane], &mine, sizeof(T));
-    meet(warp.barrier, WHOLE);
-    return reinterpret_cast<const T*>(&values[0][0]);
+    const T* all = reinterpret_cast<const T*>(&values[0][0]);
+    meet(warp.barrier, WHOLE, [&] { finish(all, warp.results[turn]); });
+    return all;
+}
+template <class T>
+const T* exchange(const T& mine) {
+    return exchange(mine, [](const T*, float (*)[4]) {});
 }
 
 template <class T>
@@ -156,9 +205,11 @@ T of_lane(const T* values, int lane) {
 static void enter() {
     threadIdx = fibers[current].index;
     body(body_context);
-    fibers[current].done = true;
+    Fiber& self = fibers[current];
+    self.done = true;
     live--;
     moved = true;
+    for (;;) change(&self.place, &scheduler);
 }
 
 }  // namespace device
@@ -170,24 +221,23 @@ extern "C" void launch(const u32 grid[3], const u32 block[3], void (*body)(void*
     device::body = body;
     body_context = context;
     blockDim = {block[0], block[1], block[2]};
+    gridDim = {grid[0], grid[1], grid[2]};
     fibers.resize(threads);
-    for (u32 y = 0; y < grid[1]; y++) {
-        for (u32 x = 0; x < grid[0]; x++) {
-            blockIdx = {x, y, 0};
+    const u32 blocks = grid[0] * grid[1];
+    for (u32 z = 0; z < grid[2]; z++) {
+        for (u32 number = 0; number < blocks; number++) {
+            const u32 x = number % grid[0], y = number / grid[0];
+            blockIdx = {x, y, z};
             warps.assign((threads + LANES - 1) / LANES, Warp());
             block_barrier = Barrier();
             live = threads;
             for (int i = 0; i < threads; i++) {
                 Fiber& fiber = fibers[i];
                 if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
-                fiber.index = {u32(i) % block[0], u32(i) / block[0] % block[1], 0};
+                fiber.index = {u32(i) % block[0], u32(i) / block[0] % block[1], u32(i) / block[0] / block[1]};
                 fiber.done = false;
                 fiber.copies.clear();
-                getcontext(&fiber.context);
-                fiber.context.uc_stack.ss_sp = fiber.stack.get();
-                fiber.context.uc_stack.ss_size = STACK_BYTES;
-                fiber.context.uc_link = &scheduler;
-                makecontext(&fiber.context, enter, 0);
+                prepare(fiber.place, fiber.stack.get(), STACK_BYTES, enter);
             }
             const int count = int(warps.size());
             for (bool forward = x % 2 == 1; live > 0; forward = !forward) {
@@ -199,7 +249,7 @@ extern "C" void launch(const u32 grid[3], const u32 block[3], void (*body)(void*
                     do {
                         moved = false;
                         for (current = first; current < min(first + LANES, threads); current++) {
-                            if (!fibers[current].done) swapcontext(&scheduler, &fibers[current].context);
+                            if (!fibers[current].done) change(&scheduler, &fibers[current].place);
                         }
                         any = any || moved;
                     } while (moved);
@@ -216,7 +266,7 @@ extern "C" void launch(const u32 grid[3], const u32 block[3], void (*body)(void*
 // ---- CUDA C++ --------------------------------------------------------------------------------------------
 
 inline void __syncthreads() {
-    device::meet(device::block_barrier, device::live);
+    device::meet(device::block_barrier, device::live, [] {});
 }
 inline float __shfl_xor_sync(u32, float x, int mask) {
     return device::of_lane(device::exchange(x), device::current % device::LANES ^ mask);
@@ -297,25 +347,34 @@ template <float (*WIDEN)(u16)>
 void multiply_matrices(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     struct Words {
         u32 a[4], b[2];
+        float sums[4];
     };
-    Words mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
-    const Words* all = device::exchange(mine);
-    float left[16][16], right[16][8];
-    for (int lane = 0; lane < 32; lane++) {
-        const Words words = device::of_lane(all, lane);
-        const int group = lane / 4, place = lane % 4;
-        for (int half = 0; half < 2; half++) {
-            for (int w = 0; w < 4; w++) {
-                left[group + 8 * (w % 2)][2 * place + 8 * (w / 2) + half] = WIDEN(u16(words.a[w] >> 16 * half));
+    const Words mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {sums[0], sums[1], sums[2], sums[3]}};
+    device::exchange(mine, [&](const Words* all, float(*results)[4]) {
+        float left[16][16], right[16][8], total[16][8];
+        for (int lane = 0; lane < 32; lane++) {
+            const Words words = device::of_lane(all, lane);
+            const int group = lane / 4, place = lane % 4;
+            for (int half = 0; half < 2; half++) {
+                for (int w = 0; w < 4; w++) {
+                    left[group + 8 * (w % 2)][2 * place + 8 * (w / 2) + half] = WIDEN(u16(words.a[w] >> 16 * half));
+                }
+                for (int w = 0; w < 2; w++) right[2 * place + 8 * w + half][group] = WIDEN(u16(words.b[w] >> 16 * half));
             }
-            for (int w = 0; w < 2; w++) right[2 * place + 8 * w + half][group] = WIDEN(u16(words.b[w] >> 16 * half));
+            for (int i = 0; i < 4; i++) total[group + 8 * (i / 2)][2 * place + i % 2] = words.sums[i];
         }
-    }
+        for (int row = 0; row < 16; row++) {
+            for (int k = 0; k < 16; k++) {
+                for (int column = 0; column < 8; column++) total[row][column] += left[row][k] * right[k][column];
+            }
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            for (int i = 0; i < 4; i++) results[lane][i] = total[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+        }
+    });
+    device::Warp& warp = device::warps[device::current / 32];
     const int lane = device::current % 32;
-    for (int i = 0; i < 4; i++) {
-        const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-        for (int k = 0; k < 16; k++) sums[i] += left[row][k] * right[k][column];
-    }
+    std::memcpy(sums, warp.results[(warp.exchanges[lane] - 1) % 2][lane], sizeof sums);
 }
 inline void multiply_halves(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     multiply_matrices<widen_half>(sums, a, b0, b1);
@@ -360,5 +419,36 @@ inline void wait_for_copies() {
     }
     copies.clear();
 }
+
+#endif
+
+// ---- calls by array of arguments ---------------------------------------------------------------------------
+
+#ifdef EMULATED_ENTRIES
+
+struct EmulatedEntry {
+    const char* name;
+    void (*call)(void* arguments);
+    unsigned parameters;
+    const size_t* sizes;
+    unsigned threads_max;
+};
+
+template <auto KERNEL>
+struct EmulatedCall;
+
+template <class... A, void (*KERNEL)(A...)>
+struct EmulatedCall<KERNEL> {
+    static constexpr size_t sizes[] = {sizeof(A)..., 0};
+    static constexpr unsigned count = sizeof...(A);
+
+    template <size_t... I>
+    static void unpack(void** arguments, std::index_sequence<I...>) {
+        KERNEL(*static_cast<A*>(arguments[I])...);
+    }
+    static void call(void* arguments) {
+        unpack(static_cast<void**>(arguments), std::index_sequence_for<A...>());
+    }
+};
 
 #endif
