@@ -1211,6 +1211,8 @@ API int cuStreamWaitEvent(void* stream_handle, void* handle, unsigned) {
     if (event->capture) {
         if (stream->capture && stream->capture != event->capture) return 902;
         if (event->capture->invalid) return CAPTURE_INVALIDATED;
+        const auto& captures = world().captures;
+        if (std::find(captures.begin(), captures.end(), event->capture) == captures.end()) return CAPTURED_EVENT;
         // The stream joins the capture.
         if (!stream->capture) stream->tails.clear();
         stream->capture = event->capture;

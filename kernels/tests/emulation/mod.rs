@@ -71,7 +71,7 @@ fn build() -> Option<EmulatedCuda> {
     }
     let built = building.path();
     std::fs::copy(sources.join("device.hpp"), built.join("device.hpp")).expect("a copy of device.hpp");
-    library(&compiler, &sources.join("cuda.cpp"), built, "libcuda.so.1", &["-O2", "-pthread"]);
+    library(&compiler, &sources.join("cuda.cpp"), built, "libcuda.so.1", &["-O1", "-pthread"]);
     library(
         &compiler,
         &sources.join("nvrtc.cpp"),
