@@ -152,9 +152,18 @@ static bool moved;
 static void (*body)(void*);
 static void* body_context;
 
+// On to the next lane of the warp that still has something to do, and behind the last one to the scheduler.
+inline void leave() {
+    const int self = current, end = min(int(fibers.size()), (self / LANES + 1) * LANES);
+    int next = self + 1;
+    while (next < end && fibers[next].done) next++;
+    if (next < end) current = next;
+    change(&fibers[self].place, next < end ? &fibers[next].place : &scheduler);
+}
+
 inline void yield() {
     const int self = current;
-    change(&fibers[self].place, &scheduler);
+    leave();
     threadIdx = fibers[self].index;
 }
 
@@ -205,11 +214,10 @@ T of_lane(const T* values, int lane) {
 static void enter() {
     threadIdx = fibers[current].index;
     body(body_context);
-    Fiber& self = fibers[current];
-    self.done = true;
+    fibers[current].done = true;
     live--;
     moved = true;
-    for (;;) change(&self.place, &scheduler);
+    for (;;) leave();
 }
 
 }  // namespace device
