@@ -139,7 +139,10 @@ fn events_complete_while_they_are_looked_at() {
     let (start, end) = (stream.record_event(timed).unwrap(), stream.record_event(timed).unwrap());
     let looks = (0..).take_while(|_| !end.is_complete()).count();
     assert!((5..200).contains(&looks), "{looks}");
-    assert!(start.elapsed_ms(&end).unwrap() >= 0.0);
+    // Both were recorded with nothing between them.
+    assert_eq!(start.elapsed_ms(&end).unwrap(), 0.0);
+    stream.memset_zeros(&mut memory).unwrap();
+    assert!((0.001..1.0).contains(&start.elapsed_ms(&stream.record_event(timed).unwrap()).unwrap()));
 }
 
 #[test]
@@ -380,7 +383,7 @@ fn products_are_a_loops_by_every_algorithm() {
     product.epilogue = CUBLASLT_EPILOGUE_GELU_BIAS;
     let nothing = vec![f32::NAN; tokens * outputs];
     let results = product.run(&weight, &x, &bias, &nothing);
-    assert_eq!(results.len(), 3);
+    assert_eq!(results.len(), 2);
     for (at, &got) in results[0].iter().enumerate() {
         let x = expected(&weight, &x, at / outputs, at % outputs) + f64::from(bias[at % outputs]);
         let gelu = 0.5 * x * (1.0 + (0.797_884_560_8 * (x + 0.044_715 * x * x * x)).tanh());

@@ -16,7 +16,8 @@
 #define API extern "C" __attribute__((visibility("default")))
 
 // Of cuda.cpp.
-extern "C" int emulated_enqueue(void* stream, const char* kind, const char* what, int (*run)(void*), void* context, void (*drop)(void*));
+extern "C" int emulated_enqueue(void* stream, const char* kind, const char* what, double cost, int (*run)(void*), void* context, void (*drop)(void*));
+extern "C" void emulated_algorithms(int* count, uint64_t* seed);
 extern "C" int emulated_fault(const char* kind);
 extern "C" int emulated_holds(const void* pointer, size_t bytes);
 extern "C" int emulated_capability();
@@ -43,6 +44,7 @@ struct Layout {
 
 struct Preference {
     uint64_t workspace = 0;
+    unsigned reductions = 7;
     unsigned alignment[4] = {256, 256, 256, 256};
 };
 
@@ -60,8 +62,11 @@ struct Result {
 
 // What data[0] of an algorithm holds, besides its number.
 constexpr uint64_t SIGN = 0x656d756c61746500u;
-// 0: in order. 1: in two halves, which meet in the workspace. 2: eight sums in turn. 3: from the end.
+// 0: in order. 1: in two halves, which meet in the workspace. 2: in parts of 64, whose sums pass through the
+// workspace. 3: in parts of 128 from the end.
 constexpr int ALGORITHMS = 4;
+// How the first splits its sums, by the library's names of reductions: in the compute type.
+constexpr unsigned REDUCTION_OF_HALVES = 2;
 
 size_t size_of(int type) {
     return type == R_32F ? 4 : 2;
@@ -107,6 +112,12 @@ float rounded(int compute, float x) {
     return x;
 }
 
+constexpr size_t ROWS = 32;
+
+size_t workspace_of(int algorithm, size_t m, size_t n) {
+    return algorithm == 1 ? m * n * 4 : algorithm == 2 ? n * ROWS * 4 : 0;
+}
+
 struct Product {
     Desc desc;
     Layout a, b, c, d;
@@ -116,8 +127,6 @@ struct Product {
     int algorithm;
     size_t m, n, k;
 };
-
-constexpr size_t ROWS = 32;
 
 // sums [n, m] += over k in [begin, end) of panel [k, ROWS] * right [n, k]
 void accumulate(const float* panel, const float* right, size_t k, size_t begin, size_t end, size_t n, float* sums, size_t stride) {
@@ -149,7 +158,7 @@ int run(const Product& product, int batch) {
     const Desc& desc = product.desc;
     const auto offset = [&](const Layout& layout) { return size_t(batch) * size_t(layout.stride); };
     // B as [n, k], A in panels [k, ROWS].
-    std::vector<float> right(n * k), panel(k * ROWS), sums(n * ROWS), second;
+    std::vector<float> right(n * k), panel(k * ROWS), sums(n * ROWS);
     for (size_t column = 0; column < n; column++) {
         for (size_t i = 0; i < k; i++) {
             const size_t at = desc.trans_b ? column + i * size_t(product.b.ld) : i + column * size_t(product.b.ld);
@@ -177,10 +186,10 @@ int run(const Product& product, int batch) {
                 for (size_t r = 0; r < rows; r++) sums[column * ROWS + r] += parts[column * m + first + r];
             }
         } else if (product.algorithm == 2) {
-            second.assign(sums.size(), 0.0f);
+            auto* second = static_cast<float*>(product.workspace);
             for (size_t begin = 0; begin < k; begin += 64) {
-                std::fill(second.begin(), second.end(), 0.0f);
-                accumulate(panel.data(), right.data(), k, begin, std::min(k, begin + 64), n, second.data(), ROWS);
+                std::fill_n(second, sums.size(), 0.0f);
+                accumulate(panel.data(), right.data(), k, begin, std::min(k, begin + 64), n, second, ROWS);
                 for (size_t i = 0; i < sums.size(); i++) sums[i] += second[i];
             }
         } else if (product.algorithm == 3) {
@@ -215,7 +224,7 @@ int execute(void* context) {
     if (product.beta != 0.0f) held = held && emulated_holds(product.from_c, extent(product.c));
     const size_t bias = product.m * size_of(desc.bias_type < 0 ? product.d.type : desc.bias_type);
     if (desc.epilogue & BIAS) held = held && emulated_holds(desc.bias, bias);
-    if (product.algorithm == 1) held = held && emulated_holds(product.workspace, product.m * product.n * 4);
+    if (const size_t bytes = workspace_of(product.algorithm, product.m, product.n)) held = held && emulated_holds(product.workspace, bytes);
     if (!held) {
         std::fprintf(stderr, "emulated CUDA: a product of %zu x %zu x %zu touches what is not allocated\n", product.m, product.n, product.k);
         return ILLEGAL_ADDRESS;
@@ -251,10 +260,6 @@ int check(const Desc& desc, const Layout& a, const Layout& b, const Layout& c, c
     if (kind != EPILOGUE_DEFAULT && kind != RELU && kind != BIAS && kind != RELU_BIAS && kind != GELU && kind != GELU_BIAS) return NOT_SUPPORTED;
     if (kind != EPILOGUE_DEFAULT && desc.bias_type >= 0 && (kind & BIAS) && desc.bias_type != d.type) return NOT_SUPPORTED;
     return SUCCESS;
-}
-
-size_t workspace_of(int algorithm, size_t m, size_t n) {
-    return algorithm == 1 ? m * n * 4 : 0;
 }
 
 
@@ -423,6 +428,7 @@ API int cublasLtMatmulPreferenceDestroy(void* handle) {
 API int cublasLtMatmulPreferenceSetAttribute(void* handle, int attribute, const void* buffer, size_t bytes) {
     auto& preference = *static_cast<Preference*>(handle);
     if (attribute == 1) return set(preference.workspace, buffer, bytes);
+    if (attribute == 3) return set(preference.reductions, buffer, bytes);
     if (attribute >= 5 && attribute <= 8) return set(preference.alignment[attribute - 5], buffer, bytes);
     return attribute >= 0 && attribute <= 13 ? SUCCESS : INVALID_VALUE;
 }
@@ -430,6 +436,7 @@ API int cublasLtMatmulPreferenceSetAttribute(void* handle, int attribute, const 
 API int cublasLtMatmulPreferenceGetAttribute(void* handle, int attribute, void* buffer, size_t bytes, size_t* written) {
     const auto& preference = *static_cast<Preference*>(handle);
     if (attribute == 1) return get(preference.workspace, buffer, bytes, written);
+    if (attribute == 3) return get(preference.reductions, buffer, bytes, written);
     if (attribute >= 5 && attribute <= 8) return get(preference.alignment[attribute - 5], buffer, bytes, written);
     return NOT_SUPPORTED;
 }
@@ -442,9 +449,14 @@ API int cublasLtMatmulAlgoGetHeuristic(void* handle, void* desc, void* a, void* 
     const int code = check(*static_cast<Desc*>(desc), *static_cast<Layout*>(a), *static_cast<Layout*>(b), *static_cast<Layout*>(c), *static_cast<Layout*>(d), m, n, k);
     if (code) return code;
     // The one with workspace first, as the fastest ones often are.
-    for (int algorithm : {1, 0, 2, 3}) {
+    int most;
+    uint64_t seed;
+    emulated_algorithms(&most, &seed);
+    const auto& wanted = *static_cast<Preference*>(preference);
+    for (int algorithm : {1, 2, 0, 3}) {
         const size_t workspace = workspace_of(algorithm, m, n);
-        if (*count >= requested || workspace > static_cast<Preference*>(preference)->workspace) continue;
+        if (*count >= std::min(requested, most) || workspace > wanted.workspace) continue;
+        if (algorithm == 1 && !(wanted.reductions & REDUCTION_OF_HALVES)) continue;
         Result result = {};
         result.algorithm.data[0] = SIGN | uint64_t(algorithm);
         result.workspace = workspace;
@@ -468,7 +480,7 @@ API int cublasLtMatmulAlgoInit(void*, int, int, int, int, int, int, int id, Algo
 }
 
 API int cublasLtMatmulAlgoConfigGetAttribute(const Algorithm* algorithm, int attribute, void* buffer, size_t bytes, size_t* written) {
-    const int value = attribute == 0 ? int(algorithm->data[0] & 0xff) : attribute == 2 ? int(algorithm->data[0] & 0xff) == 1 ? 2 : 1 : 0;
+    const int value = attribute == 0 ? int(algorithm->data[0] & 0xff) : attribute == 2 ? (int(algorithm->data[0] & 0xff) == 1 ? 2 : 1) : attribute == 3 ? (int(algorithm->data[0] & 0xff) == 1 ? int(REDUCTION_OF_HALVES) : 0) : 0;
     return attribute >= 0 && attribute <= 9 ? get(value, buffer, bytes, written) : INVALID_VALUE;
 }
 
@@ -529,5 +541,11 @@ API int cublasLtMatmul(void* handle, void* desc_handle, const void* alpha, const
     product->workspace = workspace;
     char what[96];
     std::snprintf(what, sizeof what, "product %zu x %zu x %zu by algorithm %d", product->m, product->n, product->k, product->algorithm);
-    return from_driver(emulated_enqueue(stream, "matmul", what, execute, product.release(), drop));
+    int most;
+    uint64_t seed;
+    emulated_algorithms(&most, &seed);
+    // Microseconds at some tenths of a petaflop per second, which of the algorithms is fastest being the seed's.
+    const double slowness = 1.0 + 0.1 * double((uint64_t(product->algorithm) + seed) % ALGORITHMS);
+    const double cost = 3 + 2.0 * double(product->m) * double(product->n) * double(product->k) * slowness / 4e8;
+    return from_driver(emulated_enqueue(stream, "matmul", what, cost, execute, product.release(), drop));
 }

@@ -40,7 +40,6 @@ using emulated::Action;
 using emulated::Fault;
 using emulated::sticky;
 using Lock = std::unique_lock<std::mutex>;
-using Clock = std::chrono::steady_clock;
 
 enum {
     SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
@@ -69,7 +68,8 @@ struct Op {
     Stream* stream = nullptr;
     bool done = false, hangs = false, host = false;
     unsigned visited = 0;
-    Clock::time_point finished;
+    // Microseconds that it takes on the device's own clock, and that clock when it was done.
+    double cost = 0, finished = 0;
 };
 
 // What a stream would have done, if it were not captured.
@@ -77,6 +77,7 @@ struct Node {
     std::string what;
     std::function<int()> run;
     std::vector<int> deps;
+    double cost = 0;
 };
 
 struct Capture {
@@ -164,6 +165,8 @@ struct Device {
     int retained = 0;
     // Of work that failed: from then on every call's.
     int failure = 0;
+    // Microseconds, by the costs of what was executed: times between events are the same in every run.
+    double clock = 0;
 };
 
 struct World {
@@ -426,7 +429,8 @@ void execute(Lock& lock, Op& chosen) {
     op->done = true;
     op->run = nullptr;
     op->deps.clear();
-    op->finished = Clock::now();
+    device.clock += op->cost;
+    op->finished = device.clock;
     if (!op->stream->queue.empty() && op->stream->queue.front() == op) op->stream->queue.pop_front();
     if (op->stream->last == op) op->stream->last = nullptr;
     if (code != SUCCESS) fail_device(device, code);
@@ -524,6 +528,15 @@ void watch_host_functions() {
 
 // ---- calls ---------------------------------------------------------------------------------------------------
 
+// Lets a call take its time, or all of it.
+void delay(Lock& lock, const Fault& fault) {
+    while (fault.action == Action::Hang) world().changed.wait(lock);
+    if (fault.action != Action::Slow) return;
+    lock.unlock();
+    std::this_thread::sleep_for(std::chrono::milliseconds(fault.value));
+    lock.lock();
+}
+
 // The beginning of every call on a context: it holds the lock and knows why the call cannot go on.
 struct Call {
     Lock lock{world().mutex};
@@ -545,14 +558,7 @@ struct Call {
     // Any fault but of work done: what fails or hangs here does so now.
     int fault(const char* kind) {
         const Fault fault = world().script.call(kind, device().of_machine);
-        if (fault.action == Action::Hang) {
-            for (;;) world().changed.wait(lock);
-        }
-        if (fault.action == Action::Slow) {
-            lock.unlock();
-            std::this_thread::sleep_for(std::chrono::milliseconds(fault.value));
-            lock.lock();
-        }
+        delay(lock, fault);
         if (fault.action != Action::Fail) return SUCCESS;
         if (sticky(fault.value)) fail_device(device(), fault.value);
         return fault.value;
@@ -572,11 +578,12 @@ Stream* stream_of(Context* context, void* handle) {
     return world().streams.count(handle) ? static_cast<Stream*>(handle) : nullptr;
 }
 
-std::shared_ptr<Op> add(Stream& stream, std::string what, std::function<int()> run, std::vector<std::shared_ptr<Op>> deps = {}) {
+std::shared_ptr<Op> add(Stream& stream, std::string what, std::function<int()> run, double cost = 0, std::vector<std::shared_ptr<Op>> deps = {}) {
     auto op = std::make_shared<Op>();
     op->what = std::move(what);
     op->run = std::move(run);
     op->deps = std::move(deps);
+    op->cost = cost;
     op->stream = &stream;
     Context& context = *stream.context;
     if (stream.null) {
@@ -593,9 +600,9 @@ std::shared_ptr<Op> add(Stream& stream, std::string what, std::function<int()> r
 }
 
 // Appends to a capture what would have been enqueued.
-int capture_node(Stream& stream, std::string what, std::function<int()> run) {
+int capture_node(Stream& stream, std::string what, std::function<int()> run, double cost = 0) {
     if (stream.capture->invalid) return CAPTURE_INVALIDATED;
-    stream.capture->nodes.push_back({std::move(what), std::move(run), stream.tails});
+    stream.capture->nodes.push_back({std::move(what), std::move(run), stream.tails, cost});
     stream.tails = {int(stream.capture->nodes.size()) - 1};
     return SUCCESS;
 }
@@ -612,7 +619,7 @@ int forbidden_in_capture() {
 }
 
 // Enqueues work that counts as `kind`; what befalls it befalls it when it is executed.
-int enqueue(Call& call, Stream& stream, const char* kind, std::string what, std::function<int()> run) {
+int enqueue(Call& call, Stream& stream, const char* kind, std::string what, std::function<int()> run, double cost) {
     if (stream.null) {
         for (auto& capture : world().captures) {
             for (Stream* captured : capture->streams) {
@@ -628,13 +635,14 @@ int enqueue(Call& call, Stream& stream, const char* kind, std::string what, std:
     if (fault.action == Action::Fail) {
         run = [code = fault.value] { return code; };
     } else if (fault.action == Action::Slow) {
+        cost += 1000.0 * fault.value;
         run = [run, milliseconds = fault.value] {
             std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds));
             return run();
         };
     }
-    if (stream.capture) return capture_node(stream, std::move(what), std::move(run));
-    add(stream, std::move(what), std::move(run))->hangs = fault.action == Action::Hang;
+    if (stream.capture) return capture_node(stream, std::move(what), std::move(run), cost);
+    add(stream, std::move(what), std::move(run), cost)->hangs = fault.action == Action::Hang;
     return SUCCESS;
 }
 
@@ -685,11 +693,18 @@ Device* device_of(int ordinal) {
 
 // ---- for the other emulated libraries ----------------------------------------------------------------------------
 
-API int emulated_enqueue(void* handle, const char* kind, const char* what, int (*run)(void*), void* context, void (*drop)(void*)) {
+API int emulated_enqueue(void* handle, const char* kind, const char* what, double cost, int (*run)(void*), void* context, void (*drop)(void*)) {
     const std::shared_ptr<void> held(context, drop);
     BEGIN(what);
     STREAM(handle);
-    return enqueue(call, *stream, kind, what, [run, held] { return run(held.get()); });
+    return enqueue(call, *stream, kind, what, [run, held] { return run(held.get()); }, cost);
+}
+
+// What the script says of algorithms: how many there are, and a number to draw their speed by.
+API void emulated_algorithms(int* count, uint64_t* seed) {
+    const Lock lock(world().mutex);
+    *count = world().script.algorithms;
+    *seed = world().script.seed;
 }
 
 API int emulated_fault(const char* kind) {
@@ -738,15 +753,12 @@ API int cuGetErrorString(int code, const char** text) {
 }
 
 API int cuInit(unsigned flags) {
-    const Lock lock(world().mutex);
+    Lock lock(world().mutex);
     if (flags != 0) return INVALID_VALUE;
     world().note(-1, "cuInit");
     const Fault fault = world().script.call("init", -1);
     if (fault.action == Action::Fail) return fault.value;
-    if (fault.action == Action::Hang) {
-        for (;;) pause();
-    }
-    if (fault.action == Action::Slow) std::this_thread::sleep_for(std::chrono::milliseconds(fault.value));
+    delay(lock, fault);
     if (world().initialized) return SUCCESS;
     const auto& script = world().script;
     for (int of_machine : visible(script.devices)) {
@@ -891,17 +903,14 @@ API int cuDeviceCanAccessPeer(int* can, int, int) {
 // ---- contexts ------------------------------------------------------------------------------------------------------
 
 API int cuDevicePrimaryCtxRetain(void** context, int ordinal) {
-    const Lock lock(world().mutex);
+    Lock lock(world().mutex);
     Device* device = device_of(ordinal);
     if (!world().initialized) return NOT_INITIALIZED;
     if (!device) return INVALID_DEVICE;
     world().note(device->of_machine, "cuDevicePrimaryCtxRetain");
     if (device->failure) return device->failure;
     const Fault fault = world().script.call("context", device->of_machine);
-    if (fault.action == Action::Hang) {
-        for (;;) pause();
-    }
-    if (fault.action == Action::Slow) std::this_thread::sleep_for(std::chrono::milliseconds(fault.value));
+    delay(lock, fault);
     if (fault.action == Action::Fail) {
         if (sticky(fault.value)) fail_device(*device, fault.value);
         return fault.value;
@@ -1228,7 +1237,7 @@ API int cuStreamWaitEvent(void* stream_handle, void* handle, unsigned) {
         stream->capture->invalid = true;
         return 905;
     }
-    if (event->last && !event->last->done) add(*stream, "wait", nullptr, {event->last});
+    if (event->last && !event->last->done) add(*stream, "wait", nullptr, 0, {event->last});
     return SUCCESS;
 }
 
@@ -1264,7 +1273,7 @@ API int cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) {
     auto *start = static_cast<Event*>(from), *end = static_cast<Event*>(to);
     if (!start->timed || !end->timed || !start->last || !end->last) return INVALID_HANDLE;
     if (!start->last->done || !end->last->done) return NOT_READY;
-    *milliseconds = std::chrono::duration<float, std::milli>(end->last->finished - start->last->finished).count();
+    *milliseconds = float((end->last->finished - start->last->finished) / 1000);
     return SUCCESS;
 }
 
@@ -1475,6 +1484,14 @@ API int cuPointerGetAttribute(void* value, int attribute, uint64_t address) {
 
 namespace {
 
+// About that of PCI Express, and of the memory itself.
+double copy_cost(size_t bytes) {
+    return 5 + double(bytes) / 20e3;
+}
+double memory_cost(size_t bytes) {
+    return 2 + double(bytes) / 1e6;
+}
+
 int copied(void* to, const void* from, size_t bytes) {
     std::memmove(to, from, bytes);
     return SUCCESS;
@@ -1489,11 +1506,11 @@ int to_device(Call& call, Stream& stream, uint64_t to, const void* from, size_t 
     if (!from || !memory_of(to, bytes)) return INVALID_VALUE;
     auto* target = reinterpret_cast<void*>(to);
     if (is_pinned(from, bytes) || stream.capture) {
-        return enqueue(call, stream, "copy", sized("copy to device", bytes), [=] { return copied(target, from, bytes); });
+        return enqueue(call, stream, "copy", sized("copy to device", bytes), [=] { return copied(target, from, bytes); }, copy_cost(bytes));
     }
     // Pageable memory is read before the call returns.
     auto staged = std::make_shared<std::vector<char>>(static_cast<const char*>(from), static_cast<const char*>(from) + bytes);
-    return enqueue(call, stream, "copy", sized("copy to device", bytes), [=] { return copied(target, staged->data(), bytes); });
+    return enqueue(call, stream, "copy", sized("copy to device", bytes), [=] { return copied(target, staged->data(), bytes); }, copy_cost(bytes));
 }
 
 int to_host(Call& call, Stream& stream, void* to, uint64_t from, size_t bytes, bool wait) {
@@ -1502,7 +1519,7 @@ int to_host(Call& call, Stream& stream, void* to, uint64_t from, size_t bytes, b
     const auto* source = reinterpret_cast<const void*>(from);
     Device& device = call.device();
     const bool pinned = is_pinned(to, bytes);
-    const int code = enqueue(call, stream, "copy", sized("copy to host", bytes), [=] { return copied(to, source, bytes); });
+    const int code = enqueue(call, stream, "copy", sized("copy to host", bytes), [=] { return copied(to, source, bytes); }, copy_cost(bytes));
     if (code || stream.capture || (pinned && !wait)) return code;
     // Pageable memory is written before the call returns.
     if (!stream.queue.empty()) finish(call.lock, {stream.queue.back()});
@@ -1512,7 +1529,7 @@ int to_host(Call& call, Stream& stream, void* to, uint64_t from, size_t bytes, b
 int on_device(Call& call, Stream& stream, uint64_t to, uint64_t from, size_t bytes) {
     if (bytes == 0) return SUCCESS;
     if (!memory_of(to, bytes) || !memory_of(from, bytes)) return INVALID_VALUE;
-    return enqueue(call, stream, "copy", sized("copy on device", bytes), [=] { return copied(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); });
+    return enqueue(call, stream, "copy", sized("copy on device", bytes), [=] { return copied(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes); }, memory_cost(bytes));
 }
 
 template <class T>
@@ -1522,7 +1539,7 @@ int set_memory(Call& call, Stream& stream, uint64_t to, T value, size_t count) {
     return enqueue(call, stream, "memset", sized("memset", count * sizeof(T)), [=] {
         std::fill_n(reinterpret_cast<T*>(to), count, value);
         return int(SUCCESS);
-    });
+    }, memory_cost(count * sizeof(T)));
 }
 
 }  // namespace
@@ -1803,7 +1820,7 @@ API int cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned 
     return enqueue(call, *stream, "launch", std::string("kernel ") + function.entry->name, [=] {
         function.module->launch(grid.data(), block.data(), function.entry->call, arguments->pointers.data());
         return int(SUCCESS);
-    });
+    }, 3 + 0.05 * double(uint64_t(grid_x) * grid_y * grid_z));
 }
 
 API int cuLaunchCooperativeKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared, void* stream, void** parameters) {
@@ -2044,7 +2061,9 @@ API int cuGraphLaunch(void* executable, void* handle) {
     STREAM(handle);
     if (!world().executables.count(executable)) return INVALID_VALUE;
     auto nodes = std::make_shared<std::vector<Node>>(static_cast<Graph*>(executable)->nodes);
-    return enqueue(call, *stream, "graph", sized("graph", nodes->size()), [nodes] { return run_nodes(*nodes); });
+    double cost = 0;
+    for (const Node& node : *nodes) cost += node.cost;
+    return enqueue(call, *stream, "graph", sized("graph", nodes->size()), [nodes] { return run_nodes(*nodes); }, cost);
 }
 
 // ---- entry points by name -----------------------------------------------------------------------------------------

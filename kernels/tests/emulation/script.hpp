@@ -10,6 +10,8 @@
 //     name=Emulated GPU         of every GPU
 //     driver=13000              what cuDriverGetVersion says. 13000
 //     seed=7                    draws the order of execution. 1
+//     algorithms=1              how many cuBLASLt offers for a product, of the four there are; which one is fastest
+//                               by the GPU's clock, the seed draws. 4
 //     order=mixed               `late`: only what is waited for is executed; `early`: whatever may be executed
 //                               may come first; `mixed`: either, drawn anew at every wait. mixed
 //     trace=/path               calls and executions are appended there, a line each: process, GPU, what
@@ -112,7 +114,7 @@ struct Fault {
 }
 
 struct Script {
-    int devices = 1, multiprocessors = 8, driver = 13000;
+    int devices = 1, multiprocessors = 8, driver = 13000, algorithms = 4;
     std::vector<uint64_t> memory = {512ull << 20};
     uint64_t used = 0, seed = 1;
     std::vector<std::pair<int, int>> capability = {{9, 0}};
@@ -201,6 +203,7 @@ struct Script {
             const std::string key = item.substr(0, at), value = item.substr(at + 1);
             if (key == "devices") devices = int(number(value, item));
             else if (key == "multiprocessors") multiprocessors = int(number(value, item));
+            else if (key == "algorithms") algorithms = int(number(value, item));
             else if (key == "driver") driver = int(number(value, item));
             else if (key == "used") used = number(value, item);
             else if (key == "seed") seed = number(value, item);
