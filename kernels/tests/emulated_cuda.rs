@@ -507,30 +507,68 @@ fn a_fault_that_happens_once_ends_one_process_only() {
 }
 
 #[test]
-fn a_kernel_that_writes_behind_its_memory_is_told() {
-    match started("a_kernel_that_writes_behind_its_memory_is_told", "") {
-        Process::Own => {
-            let context = context();
-            let stream = context.new_stream().unwrap();
-            let function = load(&context, KERNELS, &["beyond"]).remove(0);
-            let x = stream.alloc_zeros::<u32>(10).unwrap();
-            let mut launch = stream.launch_builder(&function);
-            launch.arg(&x).arg(&10i32);
-            // More threads than the kernel is compiled for.
-            // SAFETY: is refused.
-            let refused = unsafe { launch.launch(LaunchConfig::for_num_elems(65)) };
-            assert_eq!(code(refused), 701);
-            let one = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
-            // SAFETY: what it does wrong is noticed.
-            unsafe { launch.launch(one) }.unwrap();
-            stream.synchronize().unwrap();
+fn a_kernel_that_leaves_its_memory_is_told() {
+    // The GPU's name is the number that is written, of ten.
+    let told = [
+        ("name=10", "byte 0 behind the 40 allocated"),
+        ("name=1500", "kernel beyond touches 0x"),
+        ("name=-1", "kernel beyond touches 0x"),
+    ];
+    for (script, message) in told {
+        match started("a_kernel_that_leaves_its_memory_is_told", script) {
+            Process::Own => {
+                let context = context();
+                let stream = context.new_stream().unwrap();
+                let function = load(&context, KERNELS, &["beyond"]).remove(0);
+                let x = stream.alloc_zeros::<u32>(10).unwrap();
+                let written: i32 = context.name().unwrap().parse().unwrap();
+                let mut launch = stream.launch_builder(&function);
+                launch.arg(&x).arg(&written);
+                // More threads than the kernel is compiled for.
+                // SAFETY: is refused.
+                let refused = unsafe { launch.launch(LaunchConfig::for_num_elems(65)) };
+                assert_eq!(code(refused), 701);
+                let one = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
+                // SAFETY: what it does wrong is noticed.
+                unsafe { launch.launch(one) }.unwrap();
+                stream.synchronize().unwrap();
+                return;
+            }
+            Process::First(output, text) => {
+                assert!(!output.status.success());
+                assert!(text.contains(message) && text.contains("kernel beyond"), "{script}: {text}");
+            }
+            Process::Skipped => return,
         }
-        Process::First(output, text) => {
-            assert!(!output.status.success());
-            assert!(text.contains("behind the 40 allocated") && text.contains("kernel beyond"), "{text}");
-        }
-        Process::Skipped => {}
     }
+}
+
+#[test]
+fn work_that_is_not_told_to_wait_runs_ahead() {
+    if !alone("work_that_is_not_told_to_wait_runs_ahead", "seed=3") {
+        return;
+    }
+    let context = context();
+    let (one, other) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+    let function = load(&context, KERNELS, &["add"]).remove(0);
+    let mut x = one.alloc_zeros::<u32>(10).unwrap();
+    // The second stream brings what comes next; true if the first one had all it needed of what was before.
+    let mut round = |wait: bool| {
+        one.memset_zeros(&mut x).unwrap();
+        one.synchronize().unwrap();
+        add(&one, &function, &mut x, 1).unwrap();
+        let found = x.clone();
+        if wait {
+            other.join(&one).unwrap();
+        }
+        other.memcpy_htod(&[50u32; 10], &mut x).unwrap();
+        one.synchronize().unwrap();
+        other.synchronize().unwrap();
+        one.clone_dtoh(&found).unwrap() == [1; 10]
+    };
+    assert!((0..30).all(|_| round(true)));
+    let right = (0..30).filter(|_| round(false)).count();
+    assert!((1..30).contains(&right), "{right}");
 }
 
 #[test]

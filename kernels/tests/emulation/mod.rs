@@ -24,6 +24,9 @@ impl EmulatedCuda {
     }
 
     /// Makes the command's process find these libraries and read `script`.
+    ///
+    /// All GPUs of the script are visible to it, unless the variable for that is set afterwards. The fake management
+    /// library with the same GPUs is lent apart (`nvml.rs`).
     pub(crate) fn lend(&self, command: &mut Command, script: &str) {
         let mut path = OsString::from(&self.folder);
         if let Some(before) = std::env::var_os("LD_LIBRARY_PATH") {
