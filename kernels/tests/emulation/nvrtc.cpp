@@ -6,11 +6,11 @@
 #include "script.hpp"
 
 #include <dlfcn.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <fstream>
@@ -122,6 +122,17 @@ std::string with_entries(std::string text, int architecture) {
     }
     return text + "\nextern \"C\" const EmulatedEntry emulated_entries[] = {\n" + table + "    {nullptr, nullptr, 0, nullptr, 0}};\n" + "extern \"C\" const int emulated_architecture = " + std::to_string(architecture) + ";\n";
 }
+
+// Holds a file's lock, which ends with the process at the latest.
+struct Turn {
+    int file;
+    explicit Turn(const std::string& path) : file(open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644)) {
+        if (file >= 0) flock(file, LOCK_EX);
+    }
+    ~Turn() {
+        if (file >= 0) close(file);
+    }
+};
 
 std::mutex mutex;
 
@@ -240,10 +251,11 @@ API int nvrtcCompileProgram(void* handle, int count, const char* const* options)
     std::snprintf(name, sizeof name, "/cubins/%016llx%016llx", (unsigned long long)hash(key, 0xcbf29ce484222325u), (unsigned long long)hash(key, 0x84222325cbf29ce4u));
     const std::string kept = folder() + name + ".so";
     struct stat there;
+    // Whoever wants the same waits, instead of compiling it, too.
+    mkdir((folder() + "/cubins").c_str(), 0755);
+    const Turn turn(folder() + name + ".lock");
     if (stat(kept.c_str(), &there) != 0) {
-        static std::atomic<unsigned> number;
-        mkdir((folder() + "/cubins").c_str(), 0755);
-        const std::string own = folder() + name + "." + std::to_string(getpid()) + "." + std::to_string(number++);
+        const std::string own = folder() + name + "." + std::to_string(getpid());
         const std::string text = own + ".cpp", preprocessed = own + ".ii", object = own + ".so";
         write(text, source);
         bool works = compile("-E -std=c++17 -march=native -DEMULATED_ENTRIES -DEMULATED_ARCHITECTURE=" + std::to_string(10 * architecture) + defines + " -I " + quoted(folder()) + " " + quoted(text) + " -o " + quoted(preprocessed), program.log);
