@@ -1,4 +1,4 @@
-//! The commands `status`, `stop`, `pause` and `resume`: they ask the job that runs in a result folder, and where
+//! The commands `status`, `stop`, `pause`, `resume`, `retire`, `readmit` and `checkpoint`: they ask the job that runs in a result folder, and where
 //! none runs, `status` tells what is left of it.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,8 +15,8 @@ use crate::control::{self, Answer, Request};
 use crate::failure::{Exit, Failure};
 use crate::progress::{duration, grouped};
 
-/// How long a running job may take to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long a running job may take to take a request.
+const REQUEST_MAX: Duration = Duration::from_secs(5);
 /// Longest answer: a snapshot takes some hundred bytes for each device.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
@@ -38,11 +38,11 @@ struct Status {
 /// Shows how a job stands, running or not.
 pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
     let folder = ResultFolder(arguments.folder.clone());
-    let live = ask(&folder, Request::Status)?;
+    let live = ask(&folder, &Request::Status)?;
     let is_live = live.is_some();
     let snapshot = match live {
         Some(Answer::Snapshot(snapshot)) => Some(*snapshot),
-        Some(Answer::Done | Answer::Error(_)) | None => kept_snapshot(&folder),
+        Some(Answer::Done | Answer::Said(_) | Answer::Error(_)) | None => kept_snapshot(&folder),
     };
     let manifest = Manifest::read(&folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
     let Some(manifest) = manifest else {
@@ -66,10 +66,19 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// Asks a running job to stop, pause or go on.
-pub(crate) fn ask_for(folder: &Path, request: Request) -> Result<Exit, Failure> {
+/// Asks a running job for something, and prints what it says to that.
+pub(crate) fn command(folder: &Path, request: &Request) -> Result<Exit, Failure> {
+    if let Some(words) = ask_for(folder, request)? {
+        crate::stdout::print(&format!("{words}\n"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Asks a running job for something; returns what it says to that, if anything.
+pub(crate) fn ask_for(folder: &Path, request: &Request) -> Result<Option<String>, Failure> {
     match ask(&ResultFolder(folder.to_owned()), request)? {
-        Some(Answer::Done | Answer::Snapshot(_)) => Ok(Exit::Done),
+        Some(Answer::Done | Answer::Snapshot(_)) => Ok(None),
+        Some(Answer::Said(words)) => Ok(Some(words)),
         Some(Answer::Error(error)) => Err(Failure::new(Exit::Failed, format!("the job refused: {error}"))),
         None => Err(no_job(folder)),
     }
@@ -82,12 +91,12 @@ pub(crate) fn no_job(folder: &Path) -> Failure {
 }
 
 /// Puts a request to the job that runs in a folder; `None` if none does.
-pub(crate) fn open(folder: &ResultFolder, request: Request) -> Result<Option<UnixStream>, Failure> {
+pub(crate) fn open(folder: &ResultFolder, request: &Request) -> Result<Option<UnixStream>, Failure> {
     let Ok(mut stream) = control::connect(folder) else { return Ok(None) };
-    let mut line = serde_json::to_string(&request).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    let mut line = serde_json::to_string(request).map_err(|error| Failure::because(Exit::Failed, &error))?;
     line.push('\n');
     stream
-        .set_write_timeout(Some(ANSWER_MAX))
+        .set_write_timeout(Some(REQUEST_MAX))
         .and_then(|()| stream.write_all(line.as_bytes()))
         .map_err(|error| does_not_answer(folder, &error))?;
     Ok(Some(stream))
@@ -98,10 +107,10 @@ fn does_not_answer(folder: &ResultFolder, error: &std::io::Error) -> Failure {
 }
 
 /// Asks the job that runs in a folder; `None` if none does.
-fn ask(folder: &ResultFolder, request: Request) -> Result<Option<Answer>, Failure> {
+fn ask(folder: &ResultFolder, request: &Request) -> Result<Option<Answer>, Failure> {
     let Some(stream) = open(folder, request)? else { return Ok(None) };
     let failed = |error: std::io::Error| does_not_answer(folder, &error);
-    stream.set_read_timeout(Some(ANSWER_MAX)).map_err(failed)?;
+    stream.set_read_timeout(Some(request.answer_max())).map_err(failed)?;
     let mut answer = String::new();
     BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_line(&mut answer).map_err(failed)?;
     let answer = serde_json::from_str(&answer).map_err(|error| {

@@ -56,6 +56,12 @@ pub(crate) enum Command {
     Pause(FolderArguments),
     /// Let a paused job go on
     Resume(FolderArguments),
+    /// Let a device of a running job go, once it has finished what it holds; the job goes on with the others
+    Retire(DeviceArguments),
+    /// Let a running job try a retired device again
+    Readmit(DeviceArguments),
+    /// Bring to disk what a running job has computed of segments that are not complete
+    Checkpoint(FolderArguments),
     /// Check a result folder against its manifest
     Verify(VerifyArguments),
     /// Convert a result for other tools
@@ -134,6 +140,14 @@ pub(crate) struct StatusArguments {
 pub(crate) struct FolderArguments {
     /// The result folder
     pub(crate) folder: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct DeviceArguments {
+    /// The result folder
+    pub(crate) folder: PathBuf,
+    /// The device, as `status` names it
+    pub(crate) device: String,
 }
 
 #[derive(Args)]

@@ -1,5 +1,5 @@
-//! A running job answers questions: a Unix socket in its result folder, for `status`, `stop`, `pause` and
-//! `resume` from any other shell of the same user.
+//! A running job answers questions: a Unix socket in its result folder, for `status`, `stop`, `pause`, `resume`,
+//! `retire`, `readmit` and `checkpoint` from any other shell of the same user.
 //!
 //! One request per connection, a line of JSON; one answer, a line of JSON, except that `watch` goes on
 //! answering. It reads the snapshot and passes wishes on; it never decides anything, and a run does not mind
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actors::manifest::ResultFolder;
-use actors::{Snapshot, StopReason, Stopper, bounds};
+use actors::{Refused, Snapshot, StopReason, Stopper, bounds};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const KEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "request")]
 pub(crate) enum Request {
     /// One snapshot.
@@ -40,6 +40,34 @@ pub(crate) enum Request {
     Pause,
     /// Lend again.
     Resume,
+    /// Give this device no more batches, and let it go once it has finished those it holds.
+    Retire {
+        /// Its name.
+        device: String,
+    },
+    /// Try a retired device again.
+    Readmit {
+        /// Its name.
+        device: String,
+    },
+    /// Keep what is computed of open segments, synced.
+    Checkpoint,
+}
+
+impl Request {
+    /// How long to wait for the answer; longer than the run itself waits.
+    pub(crate) fn answer_max(&self) -> Duration {
+        match self {
+            Self::Checkpoint => Duration::from_secs(60),
+            Self::Status
+            | Self::Watch
+            | Self::Stop
+            | Self::Pause
+            | Self::Resume
+            | Self::Retire { .. }
+            | Self::Readmit { .. } => Duration::from_secs(5),
+        }
+    }
 }
 
 /// What is answered.
@@ -50,8 +78,19 @@ pub(crate) enum Answer {
     Snapshot(Box<Snapshot>),
     /// It is done, or begun.
     Done,
-    /// The request was none.
+    /// It is done, or begun: how, in words.
+    Said(String),
+    /// The request was none, or it is not done: why.
     Error(String),
+}
+
+impl From<Result<String, Refused>> for Answer {
+    fn from(answer: Result<String, Refused>) -> Self {
+        match answer {
+            Ok(words) => Self::Said(words),
+            Err(Refused(words)) => Self::Error(words),
+        }
+    }
 }
 
 /// The socket of a run; gone when dropped.
@@ -153,14 +192,22 @@ async fn answer(
         Ok(request) => request,
         Err(error) => return say(&mut writing, &Answer::Error(error.to_string())).await,
     };
-    match request {
-        Request::Status | Request::Watch => {}
-        Request::Stop => stopper.stop(StopReason::Asked),
-        Request::Pause => stopper.pause(true),
-        Request::Resume => stopper.pause(false),
-    }
-    if !matches!(request, Request::Status | Request::Watch) {
-        return say(&mut writing, &Answer::Done).await;
+    let answer = match &request {
+        Request::Status | Request::Watch => None,
+        Request::Stop => {
+            stopper.stop(StopReason::Asked);
+            Some(Answer::Done)
+        }
+        Request::Pause | Request::Resume => {
+            stopper.pause(request == Request::Pause);
+            Some(Answer::Done)
+        }
+        Request::Retire { device } => Some(stopper.retire(device).await.into()),
+        Request::Readmit { device } => Some(stopper.readmit(device).await.into()),
+        Request::Checkpoint => Some(stopper.checkpoint().await.into()),
+    };
+    if let Some(answer) = answer {
+        return say(&mut writing, &answer).await;
     }
     loop {
         let snapshot = snapshots.borrow_and_update().clone();

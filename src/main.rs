@@ -44,9 +44,16 @@ fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Status(arguments) => attach::status(&arguments),
         Command::Top(arguments) => dashboard::top(&arguments),
-        Command::Stop(arguments) => attach::ask_for(&arguments.folder, Request::Stop),
-        Command::Pause(arguments) => attach::ask_for(&arguments.folder, Request::Pause),
-        Command::Resume(arguments) => attach::ask_for(&arguments.folder, Request::Resume),
+        Command::Stop(arguments) => attach::command(&arguments.folder, &Request::Stop),
+        Command::Pause(arguments) => attach::command(&arguments.folder, &Request::Pause),
+        Command::Resume(arguments) => attach::command(&arguments.folder, &Request::Resume),
+        Command::Retire(arguments) => {
+            attach::command(&arguments.folder, &Request::Retire { device: arguments.device })
+        }
+        Command::Readmit(arguments) => {
+            attach::command(&arguments.folder, &Request::Readmit { device: arguments.device })
+        }
+        Command::Checkpoint(arguments) => attach::command(&arguments.folder, &Request::Checkpoint),
         Command::Verify(arguments) => verify::verify(&arguments),
         Command::Export(arguments) => export_command::export(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),

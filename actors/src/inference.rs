@@ -63,8 +63,10 @@ const LOG_LINE_BYTES_MAX: u64 = 64 << 10;
 pub(crate) enum InferenceMessage {
     /// From the packer: run this batch.
     Run { batch: BatchId, sequences: Batch, exact: bool },
-    /// From the supervisor: leave.
+    /// From the supervisor: leave, whatever it holds.
     Shutdown,
+    /// From the packer: no further batch follows; leave once those that are held are answered.
+    Leave,
     /// From the supervisor: the worker answers nonsense, end it.
     GiveUp(String),
     /// From the socket task: the worker said something.
@@ -115,6 +117,8 @@ pub(crate) struct InferenceState {
     /// Batches held by the worker, in the order in which it runs them.
     held: VecDeque<BatchId>,
     ready: bool,
+    /// Nothing more will come; it leaves with its last answer.
+    leaving: bool,
     /// The first cause known; later ones follow from it.
     departure: Option<Departure>,
     ticks: u64,
@@ -170,6 +174,7 @@ impl Actor for Inference {
             frames: Some(frames),
             held: VecDeque::new(),
             ready: false,
+            leaving: false,
             departure: None,
             ticks: 0,
             silent: Duration::ZERO,
@@ -194,13 +199,18 @@ impl Actor for Inference {
             }
             InferenceMessage::Shutdown => {
                 if state.ready && state.held.is_empty() {
-                    state.departure.get_or_insert(Departure::Asked);
-                    state.say(&ToWorker::Shutdown)?;
-                    myself.send_after(EXIT_GRACE, || InferenceMessage::Disconnected(None));
+                    state.part(&myself)?;
                 } else {
                     // What it holds will not be committed in this session.
                     state.give_up(&myself, Departure::Asked);
                 }
+            }
+            InferenceMessage::Leave => {
+                state.leaving = true;
+                if !state.ready {
+                    state.give_up(&myself, Departure::Asked);
+                }
+                state.part_if_done(&myself)?;
             }
             InferenceMessage::GiveUp(reason) => state.give_up(&myself, Departure::Failed(reason)),
             InferenceMessage::Kill => {
@@ -286,8 +296,24 @@ impl InferenceState {
         Ok(())
     }
 
+    /// Lets a worker that holds nothing go in good order.
+    fn part(&mut self, myself: &ActorRef<InferenceMessage>) -> Result<(), ActorProcessingErr> {
+        self.departure.get_or_insert(Departure::Asked);
+        self.say(&ToWorker::Shutdown)?;
+        myself.send_after(EXIT_GRACE, || InferenceMessage::Disconnected(None));
+        Ok(())
+    }
+
+    fn part_if_done(&mut self, myself: &ActorRef<InferenceMessage>) -> Result<(), ActorProcessingErr> {
+        let is_done = self.leaving && self.held.is_empty() && self.departure.is_none();
+        if is_done { self.part(myself) } else { Ok(()) }
+    }
+
     /// A worker that is leaving wants nothing more.
-    fn want_batch(&self, myself: &ActorRef<InferenceMessage>) -> Result<(), ActorProcessingErr> {
+    fn want_batch(&mut self, myself: &ActorRef<InferenceMessage>) -> Result<(), ActorProcessingErr> {
+        if self.leaving {
+            return self.part_if_done(myself);
+        }
         if self.departure.is_none() {
             let (worker, inference) = (self.worker, myself.clone());
             self.packer.cast(PackerMessage::WantBatch { worker, inference })?;

@@ -20,6 +20,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use xxhash_rust::xxh3::Xxh3;
@@ -27,6 +28,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::bounds;
 use crate::identity::SegmentId;
 use crate::manifest::ResultFolder;
+use crate::order::{AnswerTo, Refused};
 use crate::part::{PartSchema, PendingFile};
 use crate::segment::PreparedSegment;
 
@@ -212,6 +214,8 @@ enum Entry {
     Append { segment: SegmentId, sequences: Vec<u32>, widths: Vec<usize>, values: Vec<f32> },
     /// The segment is committed.
     End(SegmentId),
+    /// Write these anew, bring all to disk, and say so in these words.
+    Checkpoint { lacking: Vec<Unfinished>, words: String, answer: AnswerTo },
 }
 
 /// The journals of the open segments, and the thread that writes them.
@@ -225,6 +229,8 @@ pub(crate) struct Journal {
     kept: HashMap<SegmentId, usize>,
     /// Committed segments whose end found no room in the queue.
     ended_later: Vec<SegmentId>,
+    /// Set by the thread when something could not be written: `kept` promises too much then.
+    failed: Arc<AtomicBool>,
 }
 
 impl Journal {
@@ -238,7 +244,13 @@ impl Journal {
     ) -> io::Result<Self> {
         let (entries, received) = flume::bounded(bounds::JOURNAL_BATCHES);
         let folder = place.clone();
-        let thread = crate::thread::spawn_watched("journal", move || keep(&folder, &received), on_panic)?;
+        let failed = Arc::new(AtomicBool::new(false));
+        let thread_failed = failed.clone();
+        let thread = crate::thread::spawn_watched(
+            "journal",
+            move || keep(&folder, &received, &thread_failed),
+            on_panic,
+        )?;
         Ok(Self {
             place,
             entries: Some(entries),
@@ -246,6 +258,7 @@ impl Journal {
             begun: HashMap::new(),
             kept: HashMap::new(),
             ended_later: Vec::new(),
+            failed,
         })
     }
 
@@ -303,6 +316,29 @@ impl Journal {
         self.ended_later = ended.into_iter().filter(|&segment| !self.send(Entry::End(segment))).collect();
     }
 
+    /// Whether the next entry finds room: nobody else sends.
+    pub(crate) fn has_room(&self) -> bool {
+        self.entries.as_ref().is_some_and(|entries| !entries.is_full())
+    }
+
+    /// Whether something could not be written since this was last asked.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Writes these segments' journals anew and brings all journals to disk; the thread says so.
+    pub(crate) fn checkpoint(&mut self, lacking: Vec<Unfinished>, words: String, answer: AnswerTo) {
+        let kept: Vec<(SegmentId, usize)> =
+            lacking.iter().map(|one| (one.prepared.segment.id, one.sequences.len())).collect();
+        // Without room the answer is dropped, which says that nothing was done.
+        if self.send(Entry::Checkpoint { lacking, words, answer }) {
+            for (segment, sequences) in kept {
+                self.begun.insert(segment, true);
+                self.kept.insert(segment, sequences);
+            }
+        }
+    }
+
     /// Whether the thread took it.
     fn send(&self, entry: Entry) -> bool {
         self.entries.as_ref().is_some_and(|entries| entries.try_send(entry).is_ok())
@@ -314,7 +350,14 @@ impl Journal {
         self.entries = None;
         crate::thread::join(self.thread.take()).await;
         let place = self.place.clone();
-        let write_all = move || unfinished.iter().for_each(|segment| segment.write(&place));
+        let write_all = move || {
+            for one in &unfinished {
+                if let Err(error) = one.write(&place) {
+                    let segment = one.prepared.segment.id;
+                    tracing::warn!(%segment, %error, "journal is not whole: what it lacks is computed again");
+                }
+            }
+        };
         let _ = tokio::task::spawn_blocking(write_all).await;
         for segment in std::mem::take(&mut self.ended_later) {
             // What cannot be removed now is at the next start, which knows that the segment is committed.
@@ -332,23 +375,19 @@ pub(crate) struct Unfinished {
 }
 
 impl Unfinished {
-    fn write(&self, place: &JournalPlace) {
+    fn write(&self, place: &JournalPlace) -> io::Result<()> {
         let segment = self.prepared.segment.id;
         let widths: Vec<usize> = self.sequences.iter().map(|&s| place.width(&self.prepared, s)).collect();
-        let written = PendingFile::create(&place.path(segment)).and_then(|pending| {
-            let mut file = &pending;
-            file.write_all(&place.header(&self.prepared).to_bytes())?;
-            append(&mut file, &self.sequences, &widths, &self.values)?;
-            pending.commit()
-        });
-        if let Err(error) = written {
-            tracing::warn!(%segment, %error, "journal is not whole: what it lacks is computed again");
-        }
+        let pending = PendingFile::create(&place.path(segment))?;
+        let mut file = &pending;
+        file.write_all(&place.header(&self.prepared).to_bytes())?;
+        append(&mut file, &self.sequences, &widths, &self.values)?;
+        pending.commit()
     }
 }
 
 /// The thread's life.
-fn keep(place: &JournalPlace, entries: &flume::Receiver<Entry>) {
+fn keep(place: &JournalPlace, entries: &flume::Receiver<Entry>, failed: &AtomicBool) {
     let mut files: HashMap<SegmentId, File> = HashMap::new();
     while let Ok(entry) = entries.recv() {
         let (segment, done) = match entry {
@@ -364,10 +403,19 @@ fn keep(place: &JournalPlace, entries: &flume::Receiver<Entry>) {
                 files.remove(&segment);
                 (segment, crate::files::remove(&place.path(segment)))
             }
+            Entry::Checkpoint { lacking, words, answer } => {
+                let done = checkpoint(place, &mut files, lacking);
+                if done.is_err() {
+                    failed.store(true, Ordering::Relaxed);
+                }
+                let _ = answer.send(done.map(|()| words));
+                continue;
+            }
         };
         if let Err(error) = done {
             // After a torn frame nothing can be read: the file is left as it is.
             files.remove(&segment);
+            failed.store(true, Ordering::Relaxed);
             tracing::warn!(%segment, %error, "journal is not kept: after a crash its batches are computed again");
         }
     }
@@ -376,6 +424,34 @@ fn keep(place: &JournalPlace, entries: &flume::Receiver<Entry>) {
             tracing::warn!(%segment, %error, "journal may not survive a power cut");
         }
     }
+}
+
+/// Writes anew what journals lack, and brings all of them to disk.
+fn checkpoint(
+    place: &JournalPlace,
+    files: &mut HashMap<SegmentId, File>,
+    lacking: Vec<Unfinished>,
+) -> Result<(), Refused> {
+    let refused = |segment: SegmentId, error: io::Error| {
+        Refused(format!("the journal of segment {segment} could not be written: {error}"))
+    };
+    for one in lacking {
+        let segment = one.prepared.segment.id;
+        // The old file has another inode from now on.
+        files.remove(&segment);
+        let reopened = one.write(place).and_then(|()| {
+            let path = place.path(segment);
+            let length = std::fs::metadata(&path)?.len();
+            open(&path, place.header(&one.prepared), length)
+        });
+        files.insert(segment, reopened.map_err(|error| refused(segment, error))?);
+    }
+    for (&segment, file) in files.iter() {
+        file.sync_data()
+            .and_then(|()| crate::files::sync_folder_of(&place.path(segment)))
+            .map_err(|error| refused(segment, error))?;
+    }
+    Ok(())
 }
 
 fn open(path: &Path, header: Header, trusted_bytes: u64) -> io::Result<File> {

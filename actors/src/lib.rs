@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod manifest;
 mod monitor;
 mod obstacle;
+mod order;
 mod packer;
 pub mod packing;
 pub mod part;
@@ -29,6 +30,7 @@ mod writer;
 
 pub use inference::WorkerCommand;
 pub use obstacle::write_when_possible;
+pub use order::Refused;
 pub use run::{Run, RunEnd, RunPlan, Stopper};
 pub use supervisor::{DevicePlan, Outcome, StopReason};
 pub use telemetry::{

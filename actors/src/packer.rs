@@ -5,7 +5,7 @@
 //! [`SEGMENTS_OPEN_MAX`] segments are open, and a segment stays open until the writer has committed it. So
 //! a slow disk slows the reader, and memory does not depend on the size of the input.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ pub(crate) enum PackerMessage {
     WorkerLost { worker: Worker, reason: String },
     /// From the supervisor: this device was given up.
     DeviceRetired(DeviceIndex),
+    /// From the supervisor: this device gets nothing more; its worker leaves once it holds nothing.
+    LetGo { device: DeviceIndex, inference: ActorRef<InferenceMessage> },
     /// From the supervisor: this device, given up before, is tried again.
     DeviceReadmitted(DeviceIndex),
     /// From the writer: the segment is safe on disk.
@@ -104,6 +106,8 @@ pub(crate) struct PackerState {
     open: BTreeMap<SegmentId, OpenSegment>,
     /// Free slots of devices, in order of asking; at most [`crate::bounds::SLOTS`] per live worker.
     waiting: VecDeque<(Worker, ActorRef<InferenceMessage>)>,
+    /// Devices that get nothing more; what they hold they may finish.
+    let_go: BTreeSet<DeviceIndex>,
     /// Since when the reader owes a segment; it is never asked for two at once.
     reading: Option<Instant>,
     input_ended: bool,
@@ -148,6 +152,7 @@ impl Actor for Packer {
             ledger,
             open: BTreeMap::new(),
             waiting: VecDeque::new(),
+            let_go: BTreeSet::new(),
             reading: None,
             input_ended: false,
             stopping: false,
@@ -184,7 +189,11 @@ impl Actor for Packer {
                 state.input_ended = true;
                 state.ledger.expect_no_more();
             }
-            PackerMessage::WantBatch { worker, inference } => state.waiting.push_back((worker, inference)),
+            PackerMessage::WantBatch { worker, inference } => {
+                if !state.let_go.contains(&worker.device) {
+                    state.waiting.push_back((worker, inference));
+                }
+            }
             PackerMessage::Computed { worker, batch } => {
                 state.ledger.computed(worker, batch);
                 return Ok(());
@@ -205,7 +214,17 @@ impl Actor for Packer {
                 state.carry_out(worker, verdicts)?;
             }
             PackerMessage::DeviceRetired(device) => state.ledger.retire_device(device),
-            PackerMessage::DeviceReadmitted(device) => state.ledger.readmit_device(device),
+            PackerMessage::LetGo { device, inference } => {
+                state.ledger.retire_device(device);
+                state.let_go.insert(device);
+                state.waiting.retain(|(waiting, _)| waiting.device != device);
+                // Through here, so that it comes after every batch that was lent.
+                let _ = inference.cast(InferenceMessage::Leave);
+            }
+            PackerMessage::DeviceReadmitted(device) => {
+                state.let_go.remove(&device);
+                state.ledger.readmit_device(device);
+            }
             PackerMessage::Pause(paused) => {
                 tracing::info!(paused, "asked from outside");
                 state.paused = paused;

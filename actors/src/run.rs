@@ -10,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 use crate::fasta::{FileStamp, Source};
 use crate::inference::WorkerCommand;
 use crate::manifest::{Manifest, ResultFolder};
+use crate::order::{CHECKPOINT_MAX, DEVICE_ORDER_MAX, Order, Refused};
 use crate::packing::PackingPlan;
 use crate::part::PartSchema;
 use crate::restart::RestartPolicy;
@@ -75,7 +76,7 @@ pub struct Run {
     folder: ResultFolder,
 }
 
-/// Stops or pauses a run from elsewhere, such as a signal task.
+/// Tells a run what to do from elsewhere, such as a signal task.
 #[derive(Clone)]
 pub struct Stopper(ActorRef<SupervisorMessage>);
 
@@ -88,6 +89,44 @@ impl Stopper {
     /// Keeps batches from devices, or lets them go on; those that run are completed.
     pub fn pause(&self, paused: bool) {
         let _ = self.0.cast(SupervisorMessage::Pause(paused));
+    }
+
+    /// Gives this device no more batches and lets its worker go once it has finished those it holds. Says what
+    /// happens.
+    ///
+    /// # Errors
+    /// If there is no such device, it is retired already, or it is the last one.
+    pub async fn retire(&self, device: &str) -> Result<String, Refused> {
+        self.order(Order::Retire(device.to_owned()), DEVICE_ORDER_MAX).await
+    }
+
+    /// Tries a retired device again. Says what happens.
+    ///
+    /// # Errors
+    /// If there is no such device, or it is not retired.
+    pub async fn readmit(&self, device: &str) -> Result<String, Refused> {
+        self.order(Order::Readmit(device.to_owned()), DEVICE_ORDER_MAX).await
+    }
+
+    /// Keeps what is computed of open segments in their journals, synced. Says what is kept.
+    ///
+    /// # Errors
+    /// If something could not be kept.
+    pub async fn checkpoint(&self) -> Result<String, Refused> {
+        self.order(Order::Checkpoint, CHECKPOINT_MAX).await
+    }
+
+    async fn order(&self, order: Order, patience: Duration) -> Result<String, Refused> {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.0.cast(SupervisorMessage::Order { order, answer });
+        match tokio::time::timeout(patience, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Refused("the run is ending".to_owned())),
+            Err(_) => {
+                let seconds = patience.as_secs();
+                Err(Refused(format!("no answer within {seconds} s; it may still be done")))
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::inference::{
 use crate::journal::JournalPlace;
 use crate::manifest::Manifest;
 use crate::monitor::{GpuWatch, Monitor, MonitorArguments, MonitorMessage};
+use crate::order::{Answer, AnswerTo, Order, Refused};
 use crate::packer::{Packer, PackerArguments, PackerDevice, PackerMessage, Standing};
 use crate::protocol::{Assignment, EngineChoice, VERSION};
 use crate::reader::{Reader, ReaderArguments};
@@ -26,11 +27,13 @@ use crate::restart::{RestartDecision, RestartHistory, RestartPolicy};
 use crate::run::RunPlan;
 use crate::telemetry::{DeviceState, Snapshot, Telemetry, TelemetryArguments, TelemetryMessage};
 use crate::watchdog::{Look, Watchdog, holdups};
-use crate::writer::{WriteError, Writer, WriterArguments};
+use crate::writer::{WriteError, Writer, WriterArguments, WriterMessage};
 
 /// How long a part of the pipeline may take to stop. The writer may be syncing a part, which must not be cut
 /// short; but a file system that never answers must not keep a cluster's node busy for ever.
 const STOP_MAX: Duration = Duration::from_secs(60);
+/// Why a device is retired that did not fail.
+const DISMISSED: &str = "retired from outside";
 /// Longest time between two tries of a retired device.
 const READMIT_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -123,6 +126,11 @@ pub(crate) enum SupervisorMessage {
     Stop(StopReason),
     /// From outside: lend nothing, or lend again.
     Pause(bool),
+    /// From outside: answered at once, or by whom it concerns.
+    Order {
+        order: Order,
+        answer: AnswerTo,
+    },
     GraceOver,
 }
 
@@ -147,6 +155,7 @@ pub(crate) struct SupervisorState {
     watchdog: Watchdog,
     grace: Duration,
     packer: ActorRef<PackerMessage>,
+    writer: ActorRef<WriterMessage>,
     telemetry: ActorRef<TelemetryMessage>,
     /// Stopped in this order: who feeds before who is fed.
     pipeline: Vec<ActorCell>,
@@ -177,6 +186,8 @@ struct DeviceSlot {
     retirements: u32,
     /// It was given up before and has not done anything since.
     on_probation: bool,
+    /// A person has sent it away: it leaves with its last batch, and only a person takes it back.
+    dismissed: bool,
 }
 
 enum Stage {
@@ -284,6 +295,7 @@ impl Actor for Supervisor {
                 hopeless: false,
                 retirements: 0,
                 on_probation: false,
+                dismissed: false,
             });
             myself.cast(SupervisorMessage::Respawn(device))?;
         }
@@ -299,6 +311,7 @@ impl Actor for Supervisor {
             watchdog,
             grace: plan.shutdown_grace,
             packer,
+            writer: writer.clone(),
             telemetry: telemetry.clone(),
             pipeline: vec![reader.get_cell(), writer.get_cell(), telemetry.get_cell()],
             phase: Phase::Running,
@@ -351,6 +364,7 @@ impl Actor for Supervisor {
                 }
             }
             SupervisorMessage::Pause(paused) => state.tell_packer(PackerMessage::Pause(paused)),
+            SupervisorMessage::Order { order, answer } => state.carry_out(&myself, &order, answer)?,
             SupervisorMessage::Stop(reason) => {
                 if matches!(state.phase, Phase::Running) {
                     tracing::warn!(%reason, grace_ms = state.grace.as_millis() as u64, "stopping");
@@ -465,6 +479,21 @@ impl SupervisorState {
         let device = worker.device;
         self.watch_process(device, None);
         let slot = &mut self.devices[device.0];
+        if slot.dismissed {
+            let reason = match departure {
+                Departure::Asked => DISMISSED.to_owned(),
+                Departure::Failed(reason) | Departure::Unusable(reason) => {
+                    format!("{DISMISSED}; then {reason}")
+                }
+            };
+            tracing::info!(device = slot.plan.name, reason, "device retired");
+            slot.stage = Stage::Retired;
+            slot.last_error = Some(reason.clone());
+            self.report(device, DeviceState::Retired);
+            self.tell_packer(PackerMessage::WorkerLost { worker, reason });
+            self.end_if_none_is_left();
+            return Ok(());
+        }
         let (reason, hopeless) = match departure {
             Departure::Asked => {
                 slot.stage = Stage::Left;
@@ -510,6 +539,11 @@ impl SupervisorState {
             }
         }
         self.tell_packer(PackerMessage::WorkerLost { worker, reason });
+        self.end_if_none_is_left();
+        Ok(())
+    }
+
+    fn end_if_none_is_left(&mut self) {
         if self.devices.iter().all(|slot| matches!(slot.stage, Stage::Retired)) {
             let errors = self.devices.iter().map(|slot| {
                 format!("{}: {}", slot.plan.name, slot.last_error.as_deref().unwrap_or("unknown reason"))
@@ -522,7 +556,109 @@ impl SupervisorState {
             };
             self.end(outcome);
         }
+    }
+
+    fn carry_out(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        order: &Order,
+        answer: AnswerTo,
+    ) -> Result<(), ActorProcessingErr> {
+        let answered = match (&self.phase, order) {
+            (Phase::Ending(_) | Phase::Ended, _) => Err(Refused("the run is ending".to_owned())),
+            (Phase::Stopping(_), Order::Retire(_) | Order::Readmit(_)) => {
+                Err(Refused("the run is being stopped".to_owned()))
+            }
+            (Phase::Running, Order::Retire(name)) => self.dismiss(name),
+            (Phase::Running, Order::Readmit(name)) => self.take_back(myself, name)?,
+            (Phase::Running | Phase::Stopping(_), Order::Checkpoint) => {
+                tracing::info!("checkpoint asked for from outside");
+                // A writer that has failed drops the answer, which says enough.
+                let _ = self.writer.cast(WriterMessage::Checkpoint { answer, since: Instant::now() });
+                return Ok(());
+            }
+        };
+        let _ = answer.send(answered);
         Ok(())
+    }
+
+    fn device_named(&self, name: &str) -> Result<DeviceIndex, Refused> {
+        let found = self.devices.iter().position(|slot| slot.plan.name == name);
+        found.map(DeviceIndex).ok_or_else(|| {
+            let names: Vec<&str> = self.devices.iter().map(|slot| slot.plan.name.as_str()).collect();
+            Refused(format!("this job has no device `{name}`, only {}", names.join(", ")))
+        })
+    }
+
+    /// Sends a device away on a person's word.
+    fn dismiss(&mut self, name: &str) -> Answer {
+        let device = self.device_named(name)?;
+        let others = self.devices.iter().filter(|slot| slot.plan.name != name);
+        let is_last = others
+            .filter(|slot| matches!(slot.stage, Stage::Live(_) | Stage::Pausing) && !slot.dismissed)
+            .count()
+            == 0;
+        let slot = &mut self.devices[device.0];
+        let is_gone = matches!(slot.stage, Stage::Retired | Stage::Left);
+        if slot.dismissed {
+            return Err(Refused(if is_gone {
+                format!("`{name}` is retired already")
+            } else {
+                format!("`{name}` is being retired already")
+            }));
+        }
+        if is_last && !is_gone {
+            return Err(Refused(format!(
+                "`{name}` is the last device: stop or pause the job instead, or readmit another device first"
+            )));
+        }
+        slot.dismissed = true;
+        let words = match &slot.stage {
+            Stage::Live(inference) => {
+                let inference = inference.clone();
+                self.tell_packer(PackerMessage::LetGo { device, inference });
+                format!("`{name}` gets no more batches and leaves when it has finished those it holds")
+            }
+            Stage::Pausing => {
+                slot.stage = Stage::Retired;
+                slot.last_error = Some(DISMISSED.to_owned());
+                self.report(device, DeviceState::Retired);
+                self.tell_packer(PackerMessage::DeviceRetired(device));
+                format!("`{name}`, which was about to be restarted, is retired")
+            }
+            Stage::Retired | Stage::Left => {
+                format!("`{name}` was retired before and will not be tried again by itself")
+            }
+        };
+        tracing::info!(device = name, "retired from outside");
+        Ok(words)
+    }
+
+    /// Tries a retired device again on a person's word.
+    fn take_back(
+        &mut self,
+        myself: &ActorRef<SupervisorMessage>,
+        name: &str,
+    ) -> Result<Answer, ActorProcessingErr> {
+        let device = match self.device_named(name) {
+            Ok(device) => device,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let slot = &mut self.devices[device.0];
+        match &slot.stage {
+            Stage::Retired => {}
+            Stage::Live(_) if slot.dismissed => {
+                let text = format!("`{name}` still finishes what it holds: ask again once it is retired");
+                return Ok(Err(Refused(text)));
+            }
+            Stage::Live(_) | Stage::Pausing | Stage::Left => {
+                return Ok(Err(Refused(format!("`{name}` is not retired"))));
+            }
+        }
+        slot.dismissed = false;
+        slot.hopeless = false;
+        self.readmit(myself, device)?;
+        Ok(Ok(format!("`{name}` is tried again; it gets sequences once it has passed a trial")))
     }
 
     /// A message to a packer that has failed is lost, and the run ends for that reason anyway.
@@ -575,10 +711,11 @@ impl SupervisorState {
         myself: &ActorRef<SupervisorMessage>,
         device: DeviceIndex,
     ) -> Result<(), ActorProcessingErr> {
-        if !matches!(self.phase, Phase::Running) {
+        let slot = &mut self.devices[device.0];
+        // A person may have been faster than the timer, either way.
+        if !matches!(self.phase, Phase::Running) || !matches!(slot.stage, Stage::Retired) || slot.dismissed {
             return Ok(());
         }
-        let slot = &mut self.devices[device.0];
         tracing::info!(device = slot.plan.name, "retired device is tried again");
         slot.generation = slot.generation.next();
         slot.stage = Stage::Pausing;

@@ -20,11 +20,17 @@ use crate::identity::SegmentId;
 use crate::journal::{Journal, JournalPlace, Unfinished};
 use crate::manifest::{Manifest, ManifestError, ResultFolder, SegmentEntry, write_whole};
 use crate::obstacle::write_when_possible;
+use crate::order::{AnswerTo, Refused};
 use crate::packer::PackerMessage;
 use crate::part::{self, PartError, PartRow, PartSchema};
 use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::TelemetryMessage;
+
+/// Time between two looks whether the journal's queue has room for a checkpoint.
+const CHECKPOINT_RETRY: Duration = Duration::from_millis(50);
+/// How long a checkpoint waits for that room.
+const CHECKPOINT_ROOM_MAX: Duration = Duration::from_secs(30);
 
 /// A segment before its embeddings arrive.
 pub(crate) struct OpenedSegment {
@@ -45,6 +51,9 @@ pub(crate) enum WriterMessage {
     Recovered { segment: SegmentId, sequences: Vec<u32>, values: Vec<f32> },
     /// The run is being stopped: keep what there is of open segments.
     KeepOpen,
+    /// From the supervisor, and from itself while the journal's queue is full: keep what there is of open
+    /// segments, synced, and say what that is.
+    Checkpoint { answer: AnswerTo, since: Instant },
     /// This sequence will have no embedding.
     SetAside { segment: SegmentId, sequence: u32, failed: Vec<FailedRecord> },
     /// Nothing more comes: commit it. With it, for `run.json`, the token budgets of devices that get less
@@ -124,6 +133,8 @@ pub(crate) struct WriterState {
     journal_after: Duration,
     /// The run is being stopped: every open segment is kept.
     keeping: bool,
+    /// Segments that are with the thread.
+    committing: usize,
     packer: ActorRef<PackerMessage>,
     supervisor: ActorRef<SupervisorMessage>,
     telemetry: ActorRef<TelemetryMessage>,
@@ -206,6 +217,7 @@ impl Actor for Writer {
             journal,
             journal_after: arguments.journal_after,
             keeping: false,
+            committing: 0,
             packer,
             supervisor,
             telemetry,
@@ -217,7 +229,7 @@ impl Actor for Writer {
 
     async fn handle(
         &self,
-        _myself: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         message: WriterMessage,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
@@ -245,6 +257,7 @@ impl Actor for Writer {
                     state.keep(segment, &[], &[]);
                 }
             }
+            WriterMessage::Checkpoint { answer, since } => state.checkpoint(&myself, answer, since),
             WriterMessage::SetAside { segment, sequence, failed } => {
                 state.assembly(segment)?.set_aside(sequence, failed)?;
             }
@@ -257,9 +270,11 @@ impl Actor for Writer {
                 if sealed.try_send(assembly).is_err() {
                     return Err(format!("the writer thread does not take segment {segment}").into());
                 }
+                state.committing += 1;
             }
             WriterMessage::Committed { segment, rows, records, failed, residues } => {
                 tracing::info!(%segment, rows, failed, "segment committed");
+                state.committing = state.committing.saturating_sub(1);
                 state.journal.end(segment);
                 state.packer.cast(PackerMessage::SegmentCommitted(segment))?;
                 state.telemetry.cast(TelemetryMessage::SegmentCommitted { records, failed, residues })?;
@@ -294,11 +309,38 @@ impl WriterState {
     /// Open segments of which more was delivered than the journal has, however the session ends.
     fn unfinished(&self) -> Vec<Unfinished> {
         let lacks = |assembly: &&Assembly| assembly.delivered_count() > self.journal.kept(assembly.id());
-        let unfinished = self.open.values().filter(lacks).map(|assembly| {
-            let (sequences, values) = assembly.delivered();
-            Unfinished { prepared: assembly.opened.prepared.clone(), sequences, values }
-        });
-        unfinished.collect()
+        self.open.values().filter(lacks).map(Assembly::unfinished).collect()
+    }
+
+    /// Brings the journals of open segments up to date and to disk.
+    ///
+    /// Whatever a journal lacks, it is written anew, whole: which batches found no room in its queue nobody knows.
+    fn checkpoint(&mut self, myself: &ActorRef<WriterMessage>, answer: AnswerTo, since: Instant) {
+        if !self.journal.has_room() {
+            if since.elapsed() < CHECKPOINT_ROOM_MAX {
+                myself.send_after(CHECKPOINT_RETRY, move || WriterMessage::Checkpoint { answer, since });
+            } else {
+                let text = "the disk is too slow for the journal: nothing was kept beyond what it has";
+                let _ = answer.send(Err(Refused(text.to_owned())));
+            }
+            return;
+        }
+        let sequences: usize = self.open.values().map(Assembly::delivered_count).sum();
+        let segments = self.open.values().filter(|assembly| assembly.delivered_count() > 0).count();
+        let mut words = match sequences {
+            0 => "nothing is computed that is not in a committed segment".to_owned(),
+            _ => format!("{sequences} sequences of {segments} open segments are in the journal"),
+        };
+        if self.committing > 0 {
+            words += &format!("; {} complete segments are being written", self.committing);
+        }
+        let lacking = if self.journal.has_failed() {
+            let begun = self.open.values().filter(|assembly| assembly.delivered_count() > 0);
+            begun.map(Assembly::unfinished).collect()
+        } else {
+            self.unfinished()
+        };
+        self.journal.checkpoint(lacking, words, answer);
     }
 
     /// Gives the journal what was just delivered; and what was before, if it is time to begin one.
@@ -346,6 +388,11 @@ impl Assembly {
 
     fn delivered_count(&self) -> usize {
         self.state.iter().filter(|&&state| state == Delivery::Delivered).count()
+    }
+
+    fn unfinished(&self) -> Unfinished {
+        let (sequences, values) = self.delivered();
+        Unfinished { prepared: self.opened.prepared.clone(), sequences, values }
     }
 
     /// Everything delivered so far: sequences and their rows, back to back.

@@ -35,7 +35,7 @@ pub(crate) fn top(arguments: &FolderArguments) -> Result<Exit, Failure> {
             .hint(format!("virnucpro-orch status {shown} prints the same once")));
     }
     let folder = ResultFolder(arguments.folder.clone());
-    let Some(stream) = attach::open(&folder, Request::Watch)? else {
+    let Some(stream) = attach::open(&folder, &Request::Watch)? else {
         return Err(attach::no_job(&arguments.folder));
     };
     let left = Arc::new(AtomicBool::new(false));
@@ -97,7 +97,7 @@ fn show(
                 Action::Nothing => {}
                 Action::Leave => return Ok(()),
                 Action::Ask(request) => {
-                    let asked = attach::ask_for(&folder.0, request).map_err(|failure| failure.line());
+                    let asked = attach::ask_for(&folder.0, &request).map_err(|failure| failure.line());
                     model.update(Event::Asked(asked.map(|_| request)));
                 }
             }

@@ -21,7 +21,7 @@ pub(super) enum Event {
 }
 
 /// What to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Nothing,
     Leave,
@@ -72,6 +72,9 @@ impl Model {
                     Ok(Request::Stop) => "the job was asked to stop".to_owned(),
                     Ok(Request::Pause) => "the job was asked to pause".to_owned(),
                     Ok(Request::Resume) => "the job was asked to go on".to_owned(),
+                    Ok(Request::Retire { device }) => format!("{device} was asked to leave"),
+                    Ok(Request::Readmit { device }) => format!("{device} is tried again"),
+                    Ok(Request::Checkpoint) => "what is computed is on disk".to_owned(),
                     Ok(Request::Status | Request::Watch) => return Action::Nothing,
                     Err(error) => error,
                 });

@@ -28,7 +28,7 @@ fn a_running_job_tells_how_it_stands() {
     let now = status(&results);
     assert_eq!((now["live"].as_bool(), now["status"].as_str()), (Some(true), Some("running")));
     assert_eq!(now["records"], 500);
-    assert_eq!(now["snapshot"]["version"], 1);
+    assert_eq!(now["snapshot"]["version"], 2);
     assert_eq!(now["snapshot"]["devices"].as_array().unwrap().len(), 2);
     assert!(now["snapshot"]["tokens_computed"].as_u64().unwrap() > 0, "{now}");
     let words = run(program(["status"]).arg(&results)).expect(0).stdout;

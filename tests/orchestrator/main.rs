@@ -33,4 +33,5 @@ mod proteins;
 mod resume;
 mod stopping;
 mod suspended;
+mod telemetry;
 mod verify;
