@@ -1,6 +1,6 @@
 //! The orchestration alone, with simulated devices: is anything but the devices ever the bottleneck?
 //!
-//! `cargo bench --bench pipeline_sim -- [reading] [throughput] [scaling] [tail] [memory] [sequences=N]
+//! `cargo bench --bench pipeline_sim -- [reading] [throughput] [scaling] [tail] [memory] [telemetry] [sequences=N]
 //! [repeats=3]`; without a name, all of them. But for `reading`, each run is the real binary on made-up FASTA,
 //! results committed as Parquet. Figures are medians of the repeats; memory is the peak resident set of the
 //! orchestrator process (`VmHWM`).
@@ -45,6 +45,7 @@ fn main() -> Result<()> {
             ("scaling", Bench::scaling),
             ("tail", Bench::tail),
             ("memory", Bench::memory),
+            ("telemetry", Bench::telemetry),
         ] {
             if wanted(name) {
                 run(&bench)?;
@@ -177,13 +178,37 @@ impl Bench {
         Ok(())
     }
 
+    /// What telemetry costs where nothing else costs anything: runs with it and without it, by turns.
+    fn telemetry(&self) -> Result<()> {
+        let count = self.sequences.unwrap_or(1_000_000);
+        self.fasta(count, 50, 50)?;
+        let (mut with, mut without) = (Vec::new(), Vec::new());
+        for turn in 0..self.repeats.max(1) {
+            // Whoever comes second finds warm files: each is second as often.
+            for is_on in [turn % 2 == 0, turn % 2 != 0] {
+                let faults = if is_on { "" } else { "telemetry=off" };
+                let run = self.run_under("sim:2", "", faults)?;
+                if is_on { &mut with } else { &mut without }.push(run.seconds);
+            }
+        }
+        let (with, without) = (median_of(with), median_of(without));
+        println!(
+            "telemetry: {count} sequences of 50 residues on devices without latency: {with:.3} s with, {without:.3} s without: it costs {:.2} % (medians of {})",
+            100.0 * (with / without - 1.0),
+            self.repeats.max(1)
+        );
+        Ok(())
+    }
+
     fn median(&self, mut measure: impl FnMut() -> Result<f64>) -> Result<f64> {
-        let mut figures = (0..self.repeats.max(1)).map(|_| measure()).collect::<Result<Vec<_>>>()?;
-        figures.sort_by(f64::total_cmp);
-        Ok(figures[figures.len() / 2])
+        Ok(median_of((0..self.repeats.max(1)).map(|_| measure()).collect::<Result<Vec<_>>>()?))
     }
 
     fn run(&self, devices: &str, program: &str) -> Result<Measured> {
+        self.run_under(devices, program, "")
+    }
+
+    fn run_under(&self, devices: &str, program: &str, faults: &str) -> Result<Measured> {
         let job = self.folder.join("job.toml");
         let text = format!(
             "input.fasta = \"orfs.fasta\"\noutput.directory = \"results\"\ndevices.use = \"{devices}\"\npacking.token_budget = {TOKEN_BUDGET}\n[telemetry]\nprogress = \"none\"\n"
@@ -195,6 +220,7 @@ impl Bench {
             .arg("run")
             .arg(&job)
             .env("VIRNUCPRO_SIM", format!("hidden={HIDDEN};{program}"))
+            .env("VIRNUCPRO_FAULTS", faults)
             .stderr(Stdio::from(File::create(&said)?))
             .spawn()?;
         let log = results.join("run.log");
@@ -235,6 +261,11 @@ impl Bench {
     fn fasta_residues(&self, count: u64, shortest: u64, longest: u64) -> Result<u64> {
         Ok(write_fasta(&self.folder.join("orfs.fasta"), count, shortest, longest)?)
     }
+}
+
+fn median_of(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }
 
 fn resident_peak_kib(process: u32) -> Option<u64> {

@@ -47,3 +47,9 @@ pub const MONITOR_WORDS: usize = 1;
 
 /// Words to the thread that keeps the lock: that it shall end.
 pub const LOCK_WORDS: usize = 1;
+
+/// Events of a run that are remembered: what an operator who looks in once a day can read.
+pub const EVENTS_KEPT: usize = 200;
+
+/// Waits of each stage that are remembered, for their percentiles.
+pub const RECENT_WAITS: usize = 512;

@@ -10,12 +10,15 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Environment variable that holds the programme: `POINT:NUMBER=KIND`, separated by `;`.
 ///
 /// `packer:5=panic;file-operation:17=abort`: the packer panics at its sixth message, and the process
 /// aborts right after the eighteenth operation on files. Kinds are `panic` and `abort`; numbers count from 0.
+/// `writer-thread:3=delay-200` holds the point up for 200 ms, from its fourth passing on; only threads may be held up.
 /// `file-trace=PATH` appends a line to PATH for each operation on files: what, then the names, by tabs.
+/// `telemetry=off` tells telemetry nothing: a benchmark measures what it costs.
 pub const VARIABLE: &str = "VIRNUCPRO_FAULTS";
 
 /// What happens at a point.
@@ -23,6 +26,8 @@ pub const VARIABLE: &str = "VIRNUCPRO_FAULTS";
 enum Kind {
     Panic,
     Abort,
+    /// From then on.
+    Delay(Duration),
 }
 
 #[derive(Debug)]
@@ -43,7 +48,10 @@ impl FromStr for Fault {
         let kind = match kind.trim() {
             "panic" => Kind::Panic,
             "abort" => Kind::Abort,
-            _ => return Err(wrong()),
+            other => {
+                let ms = other.strip_prefix("delay-").and_then(|ms| ms.parse().ok());
+                Kind::Delay(Duration::from_millis(ms.ok_or_else(wrong)?))
+            }
         };
         let number = number.trim().parse().map_err(|_| wrong())?;
         Ok(Self { point: point.trim().to_owned(), number, kind, passed: AtomicU64::new(0) })
@@ -55,11 +63,16 @@ impl FromStr for Fault {
 struct Programme {
     faults: Vec<Fault>,
     trace: Option<File>,
+    without_telemetry: bool,
 }
 
 fn parse(text: &str) -> Result<Programme, String> {
     let mut programme = Programme::default();
     for text in text.split(';').map(str::trim).filter(|text| !text.is_empty()) {
+        if text == "telemetry=off" {
+            programme.without_telemetry = true;
+            continue;
+        }
         match text.strip_prefix("file-trace=") {
             Some(path) => {
                 let file = File::options().create(true).append(true).open(path);
@@ -86,14 +99,25 @@ fn programme() -> &'static Programme {
 /// On purpose, and for a programme that cannot be understood.
 pub(crate) fn point(name: &str) {
     for fault in programme().faults.iter().filter(|fault| fault.point == name) {
-        if fault.passed.fetch_add(1, Ordering::Relaxed) == fault.number {
+        let passed = fault.passed.fetch_add(1, Ordering::Relaxed);
+        if let Kind::Delay(delay) = fault.kind
+            && passed >= fault.number
+        {
+            std::thread::sleep(delay);
+        } else if passed == fault.number {
             match fault.kind {
                 #[expect(clippy::panic, reason = "the fault is a panic")]
                 Kind::Panic => panic!("fault on purpose at {name} {}", fault.number),
                 Kind::Abort => std::process::abort(),
+                Kind::Delay(_) => {}
             }
         }
     }
+}
+
+/// Whether telemetry is told anything.
+pub(crate) fn telemetry_is_on() -> bool {
+    !programme().without_telemetry
 }
 
 /// Passes the point `file-operation` after `operation` on the files `paths`.
@@ -118,10 +142,19 @@ mod tests {
         let programme = parse("packer:5=panic; file-operation:17=abort").unwrap();
         let read: Vec<_> = programme.faults.iter().map(|f| (f.point.as_str(), f.number, f.kind)).collect();
         assert_eq!(read, [("packer", 5, Kind::Panic), ("file-operation", 17, Kind::Abort)]);
+        let slow = parse("writer-thread:0=delay-20;telemetry=off").unwrap();
+        assert_eq!(slow.faults[0].kind, Kind::Delay(Duration::from_millis(20)));
+        assert!(slow.without_telemetry && !programme.without_telemetry);
         assert!(parse("").unwrap().faults.is_empty());
-        for wrong in
-            ["packer", "packer:5", "packer:x=panic", "packer:5=explode", "packer=panic", "file-trace=/"]
-        {
+        for wrong in [
+            "packer",
+            "packer:5",
+            "packer:x=panic",
+            "packer:5=explode",
+            "packer:5=delay-x",
+            "packer=panic",
+            "file-trace=/",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

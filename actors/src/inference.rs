@@ -23,6 +23,7 @@ use crate::ledger::Completion;
 use crate::packer::PackerMessage;
 use crate::protocol::{self, Assignment, FromWorker, HEARTBEAT_INTERVAL_MS, ToWorker};
 use crate::supervisor::SupervisorMessage;
+use crate::telemetry::{Reporter, TelemetryMessage};
 
 /// How often deadlines are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
@@ -88,6 +89,7 @@ pub(crate) struct InferenceArguments {
     pub(crate) limits: WorkerLimits,
     pub(crate) packer: ActorRef<PackerMessage>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
+    pub(crate) telemetry: Reporter,
 }
 
 /// Why a worker is no more.
@@ -109,6 +111,9 @@ pub(crate) struct InferenceState {
     limits: WorkerLimits,
     packer: ActorRef<PackerMessage>,
     supervisor: ActorRef<SupervisorMessage>,
+    telemetry: Reporter,
+    /// When the worker last said something.
+    heard_at: Instant,
     /// The process until its task takes it over at the end.
     child: Option<Child>,
     /// Frames to the socket task; at most one `Load`, [`SLOTS`] `Run`s and one `Shutdown`, so never full.
@@ -137,7 +142,7 @@ impl Actor for Inference {
         myself: ActorRef<Self::Msg>,
         arguments: InferenceArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let InferenceArguments { assignment, command, limits, packer, supervisor } = arguments;
+        let InferenceArguments { assignment, command, limits, packer, supervisor, telemetry } = arguments;
         let (own_end, worker_end) = std::os::unix::net::UnixStream::pair()?;
         own_end.set_nonblocking(true)?;
         let mut child = Command::new(&command.program)
@@ -170,6 +175,8 @@ impl Actor for Inference {
             limits,
             packer,
             supervisor,
+            telemetry,
+            heard_at: now,
             child: Some(child),
             frames: Some(frames),
             held: VecDeque::new(),
@@ -218,7 +225,10 @@ impl Actor for Inference {
                     let _ = child.start_kill();
                 }
             }
-            InferenceMessage::Said(said, values) => state.heard(&myself, said, values)?,
+            InferenceMessage::Said(said, values) => {
+                state.heard_at = Instant::now();
+                state.heard(&myself, said, values)?;
+            }
             InferenceMessage::Disconnected(error) => state.disconnected(&myself, error),
             InferenceMessage::Exited(status) => {
                 let departure = state.final_departure(status);
@@ -226,7 +236,11 @@ impl Actor for Inference {
                 state.supervisor.cast(SupervisorMessage::WorkerGone { worker, departure })?;
                 myself.stop(None);
             }
-            InferenceMessage::Watch => state.watch(&myself),
+            InferenceMessage::Watch => {
+                let (worker, at) = (state.worker, state.heard_at);
+                state.telemetry.tell(TelemetryMessage::Heard { worker, at });
+                state.watch(&myself);
+            }
         }
         Ok(())
     }

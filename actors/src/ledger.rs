@@ -22,6 +22,10 @@ pub struct Lease {
     pub sequences: Vec<u32>,
     /// Whether it shall run in fp32, whatever the job's precision: it overflowed before.
     pub exact: bool,
+    /// Tokens that its device was allowed at once when it was lent.
+    pub budget_tokens: u32,
+    /// Whether it is of the end of the input, for which there was not enough left to fill it.
+    pub is_last: bool,
 }
 
 /// A completed batch.
@@ -113,6 +117,9 @@ struct BatchEntry {
     computed: bool,
     /// Order of leasing: a worker runs its leases in this order.
     leased_at: u64,
+    /// As in the latest [`Lease`] of it.
+    budget_tokens: u32,
+    is_last: bool,
 }
 
 #[derive(Debug)]
@@ -196,6 +203,11 @@ impl Ledger {
         self.device(device).failures_in_a_row = DOUBT_AFTER;
     }
 
+    /// Tokens that a device is allowed at once.
+    pub fn budget_of(&self, device: DeviceIndex) -> u32 {
+        self.devices.get(&device).map_or(self.token_budget, |entry| entry.budget.tokens())
+    }
+
     /// Says that no further segment will be opened.
     pub fn expect_no_more(&mut self) {
         self.is_last = true;
@@ -274,12 +286,22 @@ impl Ledger {
             None if self.batches.values().any(|entry| entry.holder == Some(worker)) => return None,
             None => self.add_trial(first.0),
         };
+        let budget_tokens = self.devices[&worker.device].budget.tokens();
+        // Cut short so that all devices end together, or the very last.
+        let is_last = self.is_last && (limit < u64::from(budget_tokens) || self.pending.is_empty());
         let entry = self.batches.get_mut(&batch).expect("a pending batch is in the ledger");
+        (entry.budget_tokens, entry.is_last) = (budget_tokens, is_last);
         entry.holder = Some(worker);
         entry.leased_at = self.leases_made;
         self.leases_made += 1;
-        let lease =
-            Lease { batch, segment: entry.segment, sequences: entry.sequences.clone(), exact: entry.exact };
+        let lease = Lease {
+            batch,
+            segment: entry.segment,
+            sequences: entry.sequences.clone(),
+            exact: entry.exact,
+            budget_tokens,
+            is_last,
+        };
         let tokens = entry.tokens;
         self.device(worker.device).held_tokens += tokens;
         Some(lease)
@@ -374,8 +396,8 @@ impl Ledger {
                 Some(_) | None => device.budget.completed(tokens),
             }
         }
-        let BatchEntry { segment, sequences, exact, .. } = entry;
-        Ok((Lease { batch, segment, sequences, exact }, verdict))
+        let BatchEntry { segment, sequences, exact, budget_tokens, is_last, .. } = entry;
+        Ok((Lease { batch, segment, sequences, exact, budget_tokens, is_last }, verdict))
     }
 
     /// Decides about a batch that its worker could not complete.
@@ -561,6 +583,8 @@ impl Ledger {
             holder: None,
             computed: false,
             leased_at: 0,
+            budget_tokens: 0,
+            is_last: false,
         };
         self.requeue(batch, entry, turn);
         batch

@@ -6,6 +6,7 @@ pub mod failed;
 pub mod fasta;
 pub mod fault;
 pub mod files;
+mod hands;
 pub mod identity;
 mod inference;
 mod journal;

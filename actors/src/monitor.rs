@@ -15,7 +15,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use self::gpu::GpuThread;
 pub(crate) use self::gpu::GpuWatch;
 use crate::identity::DeviceIndex;
-use crate::telemetry::TelemetryMessage;
+use crate::telemetry::{Reporter, TelemetryMessage};
 
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -32,14 +32,14 @@ pub(crate) struct MonitorArguments {
     pub(crate) device: DeviceIndex,
     /// The GPU behind the device, if it is one.
     pub(crate) gpu: Option<GpuWatch>,
-    pub(crate) telemetry: ActorRef<TelemetryMessage>,
+    pub(crate) telemetry: Reporter,
 }
 
 pub(crate) struct Monitor;
 
 pub(crate) struct MonitorState {
     device: DeviceIndex,
-    telemetry: ActorRef<TelemetryMessage>,
+    telemetry: Reporter,
     process: Option<u32>,
     previous: Option<(Instant, Duration)>,
     gpu: Option<GpuThread>,
@@ -86,7 +86,7 @@ impl Actor for Monitor {
                 state.previous = usage.as_ref().map(|usage| (now, usage.processor_time));
                 let resident_bytes = usage.map(|usage| usage.resident_bytes);
                 let device = state.device;
-                state.telemetry.cast(TelemetryMessage::Sampled { device, cpu_cores, resident_bytes })?;
+                state.telemetry.tell(TelemetryMessage::Sampled { device, cpu_cores, resident_bytes });
             }
         }
         Ok(())

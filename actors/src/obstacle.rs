@@ -17,14 +17,14 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 /// Writes to `folder`, again and again while something that may pass is in the way; `None` if told to `stop`
 /// meanwhile. It blocks its thread.
 ///
-/// `pausing` hears when a pause begins (true) and ends.
+/// `pausing` hears why a pause begins, now and then that it lasts, and when it is over (`None`).
 ///
 /// # Errors
 /// What `write` fails with, unless waiting may help.
 pub fn write_when_possible<T, E: Error + 'static>(
     folder: &Path,
     stop: impl Fn() -> bool,
-    mut pausing: impl FnMut(bool),
+    mut pausing: impl FnMut(Option<&'static str>),
     mut write: impl FnMut() -> Result<T, E>,
 ) -> Result<Option<T>, E> {
     let folder = folder.display().to_string();
@@ -34,7 +34,7 @@ pub fn write_when_possible<T, E: Error + 'static>(
             Ok(written) => {
                 if let Some((obstacle, _)) = warned {
                     tracing::warn!(folder, "{}", obstacle.over());
-                    pausing(false);
+                    pausing(None);
                 }
                 return Ok(Some(written));
             }
@@ -44,7 +44,7 @@ pub fn write_when_possible<T, E: Error + 'static>(
         let known = |(before, at): (Obstacle, Instant)| before == obstacle && at.elapsed() < WARNING;
         if !warned.is_some_and(known) {
             tracing::warn!(folder, error = %crate::error_chain(&error), "{}", obstacle.paused());
-            pausing(true);
+            pausing(Some(obstacle.paused()));
             warned = Some((obstacle, Instant::now()));
         }
         let end = Instant::now() + RETRY;
@@ -151,7 +151,7 @@ mod tests {
         let written = write_when_possible(
             folder,
             || false,
-            |paused| pauses.push(paused),
+            |paused: Option<&str>| pauses.push(paused.is_some()),
             || {
                 tries += 1;
                 if tries == 1 { Err(io::Error::from_raw_os_error(28)) } else { Ok(tries) }

@@ -3,7 +3,8 @@
 //! It owns the [`Ledger`] and is the only one that decides where a sequence is. Devices ask
 //! ([`PackerMessage::WantBatch`]) when they have a free slot; the packer asks the reader when fewer than
 //! [`SEGMENTS_OPEN_MAX`] segments are open, and a segment stays open until the writer has committed it. So
-//! a slow disk slows the reader, and memory does not depend on the size of the input.
+//! a slow disk slows the reader, and memory does not depend on the size of the input. It tells telemetry what it
+//! does and what devices wait for, since nobody else knows both.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::bounds::SEGMENTS_OPEN_MAX;
 use crate::failed::{FailedRecord, Stage};
+use crate::hands::Hands;
 use crate::identity::{BatchId, DeviceIndex, SegmentId, Worker};
 use crate::inference::InferenceMessage;
 use crate::journal::Recovered;
@@ -22,7 +24,9 @@ use crate::packing::{PackingPlan, pack};
 use crate::reader::{ReadSegment, ReaderMessage};
 use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
-use crate::telemetry::{BatchReport, TelemetryMessage};
+use crate::telemetry::{
+    BatchReport, Doing, EventLevel, Happening, PackerReport, Reporter, Supply, TelemetryMessage,
+};
 use crate::writer::{OpenedSegment, WriterMessage};
 
 /// What the packer is told.
@@ -89,7 +93,7 @@ pub(crate) struct PackerArguments {
     pub(crate) devices: Vec<PackerDevice>,
     pub(crate) file_labels: Vec<String>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
-    pub(crate) telemetry: ActorRef<TelemetryMessage>,
+    pub(crate) telemetry: Reporter,
 }
 
 pub(crate) struct Packer;
@@ -99,7 +103,7 @@ pub(crate) struct PackerState {
     device_names: Vec<String>,
     file_labels: Vec<String>,
     supervisor: ActorRef<SupervisorMessage>,
-    telemetry: ActorRef<TelemetryMessage>,
+    telemetry: Reporter,
     reader: Option<ActorRef<ReaderMessage>>,
     writer: Option<ActorRef<WriterMessage>>,
     ledger: Ledger,
@@ -119,6 +123,13 @@ pub(crate) struct PackerState {
     /// Batches, segments and verdicts so far.
     steps: u64,
     lent_at: BTreeMap<BatchId, Instant>,
+    hands: Hands,
+    /// Since when there is no batch to lend.
+    dry_since: Option<Instant>,
+    /// How long it had waited for the segment that this message brought.
+    segment_wait: Option<Duration>,
+    /// Batches of the segment that had most of them.
+    batches_per_segment_max: usize,
 }
 
 /// What the packer keeps of a segment until it is committed.
@@ -139,7 +150,10 @@ impl Actor for Packer {
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut ledger = Ledger::new(arguments.attempts_max, arguments.plan.token_budget);
         for (index, device) in arguments.devices.iter().enumerate() {
-            ledger.expect_device(DeviceIndex(index), device.token_budget);
+            let index = DeviceIndex(index);
+            ledger.expect_device(index, device.token_budget);
+            let tokens = ledger.budget_of(index);
+            arguments.telemetry.tell(TelemetryMessage::Budget { device: index, tokens });
         }
         Ok(PackerState {
             plan: arguments.plan,
@@ -161,6 +175,10 @@ impl Actor for Packer {
             first_lease: None,
             steps: 0,
             lent_at: BTreeMap::new(),
+            hands: Hands::default(),
+            dry_since: None,
+            segment_wait: None,
+            batches_per_segment_max: 0,
         })
     }
 
@@ -171,13 +189,14 @@ impl Actor for Packer {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         crate::fault::point("packer");
+        let began = Instant::now();
         match message {
             PackerMessage::Connect { reader, writer } => {
                 state.reader = Some(reader);
                 state.writer = Some(writer);
             }
             PackerMessage::SegmentRead(segment) => {
-                state.reading = None;
+                state.segment_came(began);
                 state.steps += 1;
                 // A segment that arrives after the stop was not begun: the next run reads it again.
                 if !state.stopping {
@@ -191,6 +210,7 @@ impl Actor for Packer {
             }
             PackerMessage::WantBatch { worker, inference } => {
                 if !state.let_go.contains(&worker.device) {
+                    state.hands.asked(worker, began);
                     state.waiting.push_back((worker, inference));
                 }
             }
@@ -204,12 +224,17 @@ impl Actor for Packer {
             PackerMessage::Failed { worker, batch, error } => {
                 tracing::warn!(device = state.name(worker), %batch, %error, "batch failed");
                 match state.ledger.fail(worker, batch, &error) {
-                    Ok(verdicts) => state.carry_out(worker, verdicts)?,
+                    Ok(verdicts) => {
+                        state.returned(worker, began);
+                        state.carry_out(worker, verdicts)?;
+                    }
                     Err(crate::ledger::Stale) => tracing::debug!(%batch, "late failure dropped"),
                 }
             }
             PackerMessage::WorkerLost { worker, reason } => {
                 state.waiting.retain(|(waiting, _)| *waiting != worker);
+                state.hands.gone(worker);
+                state.telemetry.tell(TelemetryMessage::AllReturned { device: worker.device });
                 let verdicts = state.ledger.lose(worker, &reason);
                 state.carry_out(worker, verdicts)?;
             }
@@ -217,7 +242,13 @@ impl Actor for Packer {
             PackerMessage::LetGo { device, inference } => {
                 state.ledger.retire_device(device);
                 state.let_go.insert(device);
-                state.waiting.retain(|(waiting, _)| waiting.device != device);
+                let (leaving, staying): (VecDeque<_>, _) = std::mem::take(&mut state.waiting)
+                    .into_iter()
+                    .partition(|(waiting, _)| waiting.device == device);
+                state.waiting = staying;
+                for (worker, _) in leaving {
+                    state.hands.gone(worker);
+                }
                 // Through here, so that it comes after every batch that was lent.
                 let _ = inference.cast(InferenceMessage::Leave);
             }
@@ -228,6 +259,7 @@ impl Actor for Packer {
             PackerMessage::Pause(paused) => {
                 tracing::info!(paused, "asked from outside");
                 state.paused = paused;
+                state.hands.waiting_begins(began);
             }
             PackerMessage::WhereDoesItStand => {
                 // Nobody holds up a run that was told to stand still.
@@ -243,9 +275,10 @@ impl Actor for Packer {
             }
             PackerMessage::StopWithin(grace) => state.stop_within(grace)?,
         }
-        state.lend()?;
+        state.lend();
         state.ask_reader()?;
         state.report_end();
+        state.report(began);
         Ok(())
     }
 }
@@ -289,6 +322,7 @@ impl PackerState {
         for position in batches.iter_mut().flatten() {
             *position = left[*position as usize];
         }
+        self.batches_per_segment_max = self.batches_per_segment_max.max(batches.len());
         self.ledger.open_segment(id, token_counts, batches);
         self.open.insert(id, OpenSegment { prepared, sealed: None });
         if !recovered.sequences.is_empty() {
@@ -310,10 +344,12 @@ impl PackerState {
             tracing::debug!(%batch, device = self.name(worker), "late answer dropped");
             return Ok(());
         };
+        let now = Instant::now();
         self.lent_at.remove(&batch);
-        let Lease { segment, sequences, .. } = lease;
+        let Lease { segment, sequences, budget_tokens, is_last, .. } = lease;
         self.carry_out(worker, verdict.into_iter().collect())?;
         if sequences.is_empty() {
+            self.returned(worker, now);
             // A trial is no progress: it earns a device no restarts.
             self.supervisor.cast(SupervisorMessage::TrialPassed(worker))?;
             return Ok(());
@@ -327,9 +363,14 @@ impl PackerState {
             tokens: token_counts.clone().sum(),
             longest_tokens: token_counts.max().unwrap_or(0),
             compute_us: completion.compute_us,
+            budget_tokens,
+            is_last,
+            device_budget_tokens: self.ledger.budget_of(worker.device),
+            at: now,
         };
         self.tokens_done += report.tokens;
-        self.telemetry.cast(TelemetryMessage::BatchCompleted(report))?;
+        self.hands.returned(worker, now);
+        self.telemetry.tell(TelemetryMessage::BatchCompleted(report));
         self.supervisor.cast(SupervisorMessage::DeviceProgressed(worker))?;
         self.writer()?.cast(WriterMessage::Deliver { segment, sequences, values })?;
         self.seal_if_settled(segment)
@@ -340,15 +381,23 @@ impl PackerState {
             self.steps += 1;
             match verdict {
                 Verdict::Requeued { batch, attempts } => tracing::info!(%batch, attempts, "batch requeued"),
-                Verdict::Split { batch, into } => tracing::info!(%batch, into = into.len(), "batch split"),
+                Verdict::Split { batch, into } => {
+                    tracing::info!(%batch, into = into.len(), "batch split");
+                    let text = format!("batch {batch} failed and is split into {}", into.len());
+                    self.event(EventLevel::Warning, worker, text, "batches split");
+                }
                 Verdict::Quarantined { segment, sequence, reason } => {
-                    self.quarantine(segment, sequence, &reason)?;
+                    self.quarantine(worker, segment, sequence, &reason)?;
                 }
                 Verdict::Unfit { reason } => {
                     self.supervisor.cast(SupervisorMessage::WorkerUnfit { worker, reason })?;
                 }
                 Verdict::Reduced { tokens } => {
                     tracing::warn!(device = self.name(worker), tokens, "token budget reduced");
+                    let text = format!("short of memory: it gets at most {tokens} tokens at once");
+                    self.event(EventLevel::Warning, worker, text, "budgets reduced");
+                    let device = worker.device;
+                    self.telemetry.tell(TelemetryMessage::Budget { device, tokens });
                 }
             }
         }
@@ -357,6 +406,7 @@ impl PackerState {
 
     fn quarantine(
         &mut self,
+        worker: Worker,
         segment: SegmentId,
         sequence: u32,
         reason: &str,
@@ -376,6 +426,14 @@ impl PackerState {
         for record in &failed {
             tracing::error!(id = record.id, index = record.index, reason, "sequence quarantined");
         }
+        if let Some(first) = failed.first() {
+            let others = match failed.len() {
+                1 => String::new(),
+                count => format!(" and {} with the same sequence", count - 1),
+            };
+            let text = format!("record `{}`{others} is set aside: {reason}", first.id);
+            self.event(EventLevel::Error, worker, text, "sequences set aside");
+        }
         self.writer()?.cast(WriterMessage::SetAside { segment, sequence, failed })?;
         self.seal_if_settled(segment)
     }
@@ -389,6 +447,69 @@ impl PackerState {
             self.writer()?.cast(WriterMessage::Seal { segment, token_budgets })?;
         }
         Ok(())
+    }
+
+    /// Notes the segment that the reader owed, and how long there was nothing to lend for want of it.
+    fn segment_came(&mut self, now: Instant) {
+        if let Some(asked) = self.reading.take() {
+            let dry = self.dry_since.map(|dry| now.saturating_duration_since(dry.max(asked)));
+            self.segment_wait = Some(dry.unwrap_or_default());
+        }
+    }
+
+    /// A batch came back without embeddings.
+    fn returned(&mut self, worker: Worker, now: Instant) {
+        self.hands.returned(worker, now);
+        self.telemetry.tell(TelemetryMessage::BatchReturned { device: worker.device, at: now });
+    }
+
+    /// Tells of something that may happen often.
+    fn event(&self, level: EventLevel, worker: Worker, text: String, kind: &'static str) {
+        self.telemetry.event(Happening::of_device(level, self.name(worker), text).often(kind));
+    }
+
+    /// Tells how things stand after a message.
+    fn report(&mut self, began: Instant) {
+        let ended = Instant::now();
+        let batches = self.ledger.pending_len();
+        self.dry_since = if batches == 0 { self.dry_since.or(Some(ended)) } else { None };
+        let segment_wait = self.segment_wait.take();
+        if !self.telemetry.is_on() {
+            return;
+        }
+        let segments_sealed = self.open.values().filter(|open| open.sealed.is_some()).count();
+        let is_held_up_by_writer = self.open.len() >= SEGMENTS_OPEN_MAX && segments_sealed > 0;
+        let (doing, supply) = if self.paused || self.stopping {
+            (Doing::Nothing, Supply::Nothing)
+        } else if batches > 0 {
+            // Whoever is without a batch now may have none of these: another device must judge them.
+            (Doing::Blocked, Supply::Devices)
+        } else if self.reading.is_some() {
+            (Doing::Starved, Supply::Reader)
+        } else if self.input_ended {
+            (Doing::Nothing, Supply::Nothing)
+        } else if is_held_up_by_writer {
+            (Doing::Blocked, Supply::Writer)
+        } else {
+            (Doing::Blocked, Supply::Devices)
+        };
+        self.telemetry.tell(TelemetryMessage::Packer(PackerReport {
+            began,
+            ended,
+            doing,
+            supply,
+            idle_devices: self.hands.empty(),
+            segment_wait,
+            asked: self.reading.is_some(),
+            segments_open: self.open.len() - segments_sealed,
+            segments_sealed,
+            batches,
+            batches_max: SEGMENTS_OPEN_MAX * self.batches_per_segment_max,
+            free_slots: self.waiting.len(),
+            paused: self.paused,
+            stopping: self.stopping,
+            is_tail: self.input_ended && batches == 0,
+        }));
     }
 
     fn name(&self, worker: Worker) -> &str {
@@ -417,7 +538,7 @@ impl PackerState {
     }
 
     /// Serves free slots while there are batches.
-    fn lend(&mut self) -> Result<(), ActorProcessingErr> {
+    fn lend(&mut self) {
         for (worker, inference) in std::mem::take(&mut self.waiting) {
             let Some(lease) = (!self.paused).then(|| self.ledger.lease(worker)).flatten() else {
                 self.waiting.push_back((worker, inference));
@@ -434,16 +555,18 @@ impl PackerState {
                 let record = open.prepared.record_with(sequence);
                 sequences.push(record.ordinal, &record.residues, record.pooled_residues);
             }
-            self.lent_at.insert(lease.batch, Instant::now());
+            let (at, device) = (Instant::now(), worker.device);
+            self.lent_at.insert(lease.batch, at);
+            let wait = self.hands.lent(worker, at);
+            self.telemetry.tell(if lease.sequences.is_empty() {
+                TelemetryMessage::TrialLent { device, at }
+            } else {
+                TelemetryMessage::BatchLent { device, wait, at }
+            });
             let Lease { batch, exact, .. } = lease;
             // To a device that has just died: `WorkerLost` is on its way and takes the lease back.
             let _ = inference.cast(InferenceMessage::Run { batch, sequences, exact });
         }
-        let queued = self.ledger.pending_len();
-        let (paused, stopping) = (self.paused, self.stopping);
-        let free_slots = self.waiting.len();
-        self.telemetry.cast(TelemetryMessage::Queue { batches: queued, free_slots, paused, stopping })?;
-        Ok(())
     }
 
     fn ask_reader(&mut self) -> Result<(), ActorProcessingErr> {

@@ -91,6 +91,7 @@ fn check_conservation(batches: &[Vec<u32>], sequences: usize) {
 
 /// How well batches fill their budget, and what padding would have cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Fill {
     /// Batches counted.
     pub batches: u64,
@@ -102,6 +103,27 @@ pub struct Fill {
     pub padded_tokens: u64,
     /// Batches by how full they are: entry i counts those from 5·i % on, the last one full ones too.
     pub histogram: [u64; FILL_STEPS],
+    /// Batches that are judged by the following: all but those at the end of the input, for which there was not
+    /// enough left.
+    pub judged: u64,
+    /// Those of them that are less than 80 % full.
+    pub below_80: u64,
+    /// Those of them that are less than 85 % full, the former included.
+    pub below_85: u64,
+    /// How full the emptiest of them is, 0..=1.
+    pub minimum: Option<f64>,
+}
+
+/// How well batches are filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FillTier {
+    /// At least 85 % on average.
+    Good,
+    /// 80 to 85 %.
+    Mild,
+    /// Less than 80 %.
+    Poor,
 }
 
 /// Steps of [`Fill::histogram`].
@@ -110,14 +132,25 @@ pub const FILL_STEPS: usize = 20;
 impl Fill {
     /// Counts one batch.
     ///
-    /// `longest`: tokens of its longest sequence.
+    /// `longest`: tokens of its longest sequence. `token_budget`: what it could have held, on the device that had
+    /// it.
     pub fn add(&mut self, sequences: usize, tokens: u64, longest: u64, token_budget: u32) {
+        let share = self.add_last(sequences, tokens, longest, token_budget);
+        self.judged += 1;
+        self.below_80 += u64::from(share < 0.8);
+        self.below_85 += u64::from(share < 0.85);
+        self.minimum = Some(self.minimum.map_or(share, |minimum| minimum.min(share)));
+    }
+
+    /// Counts one batch at the end of the input, which could not be fuller; returns how full it is.
+    pub fn add_last(&mut self, sequences: usize, tokens: u64, longest: u64, token_budget: u32) -> f64 {
         self.batches += 1;
         self.tokens += tokens;
         self.capacity_tokens += tokens.max(u64::from(token_budget));
         self.padded_tokens += longest * sequences as u64;
         let share = tokens as f64 / tokens.max(u64::from(token_budget)).max(1) as f64;
         self.histogram[((share * FILL_STEPS as f64) as usize).min(FILL_STEPS - 1)] += 1;
+        share
     }
 
     /// Counts the batches of [`pack`].
@@ -132,6 +165,20 @@ impl Fill {
     /// Share of the capacity that holds tokens, 0..=1; 1 for no batch.
     pub fn mean(&self) -> f64 {
         if self.capacity_tokens == 0 { 1.0 } else { self.tokens as f64 / self.capacity_tokens as f64 }
+    }
+
+    /// Share of the batches that are less than 80 % full, those at the end of the input left out; `None` for none.
+    pub fn below_80_share(&self) -> Option<f64> {
+        (self.judged > 0).then(|| self.below_80 as f64 / self.judged as f64)
+    }
+
+    /// How good that is on average; `None` for no batch.
+    pub fn tier(&self) -> Option<FillTier> {
+        (self.batches > 0).then(|| match self.mean() {
+            0.85.. => FillTier::Good,
+            0.8.. => FillTier::Mild,
+            _ => FillTier::Poor,
+        })
     }
 
     /// Share of a padded run's tokens that would have been padding, 0..=1.
@@ -186,6 +233,25 @@ mod tests {
         let mut fill = Fill::default();
         fill.add_all(&pack(&lengths, plan), &lengths, plan.token_budget);
         assert!(fill.mean() > 0.99, "{fill:?}");
+    }
+
+    #[test]
+    fn only_a_last_batch_may_be_empty_unpunished() {
+        let mut fill = Fill::default();
+        assert_eq!((fill.tier(), fill.below_80_share(), fill.minimum), (None, None, None));
+        for tokens in [790, 800, 849, 850, 2000] {
+            fill.add(1, tokens, tokens, 1000);
+        }
+        fill.add_last(1, 10, 10, 1000);
+        assert_eq!((fill.batches, fill.judged, fill.below_80, fill.below_85), (6, 5, 1, 3));
+        assert_eq!((fill.below_80_share(), fill.minimum), (Some(0.2), Some(0.79)));
+        assert_eq!((fill.histogram[15], fill.histogram[0], fill.histogram.iter().sum::<u64>()), (1, 1, 6));
+        let tier = |tokens| {
+            let mut fill = Fill::default();
+            fill.add(1, tokens, tokens, 1000);
+            fill.tier()
+        };
+        assert_eq!([850, 849, 799].map(tier), [FillTier::Good, FillTier::Mild, FillTier::Poor].map(Some));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
@@ -17,6 +18,7 @@ use crate::journal::{JournalPlace, Recovered};
 use crate::packer::PackerMessage;
 use crate::segment::{PreparedSegment, SegmentCutter, SegmentLimits};
 use crate::supervisor::SupervisorMessage;
+use crate::telemetry::{Doing, Reporter, Stage};
 
 /// A segment as the reader hands it over.
 pub(crate) struct ReadSegment {
@@ -49,6 +51,7 @@ pub(crate) struct ReaderArguments {
     pub(crate) journals: JournalPlace,
     pub(crate) packer: ActorRef<PackerMessage>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
+    pub(crate) telemetry: Reporter,
 }
 
 pub(crate) struct Reader;
@@ -123,7 +126,9 @@ fn read_on_request(arguments: ReaderArguments, requests: &flume::Receiver<()>, s
         Err(error) => return fail(error),
     };
     let mut cutter = SegmentCutter::new(stream, arguments.limits);
+    let mut free_since = Instant::now();
     while requests.recv().is_ok() {
+        arguments.telemetry.stage(Stage::Read, Doing::Busy, Some(free_since.elapsed()));
         crate::fault::point("reader-thread");
         let segment = loop {
             match cutter.next_segment(&stopped) {
@@ -144,6 +149,9 @@ fn read_on_request(arguments: ReaderArguments, requests: &flume::Receiver<()>, s
                 let recovered = arguments.journals.recover(&prepared);
                 let _ =
                     arguments.packer.cast(PackerMessage::SegmentRead(ReadSegment { prepared, recovered }));
+                free_since = Instant::now();
+                // It is not asked for more than the packer has room for.
+                arguments.telemetry.stage(Stage::Read, Doing::Blocked, None);
             }
             None => {
                 let stream = cutter.items();
@@ -151,6 +159,7 @@ fn read_on_request(arguments: ReaderArguments, requests: &flume::Receiver<()>, s
                     return fail(error);
                 }
                 let _ = arguments.packer.cast(PackerMessage::InputEnded);
+                arguments.telemetry.stage(Stage::Read, Doing::Nothing, None);
                 return;
             }
         }

@@ -25,7 +25,9 @@ use crate::protocol::{Assignment, EngineChoice, VERSION};
 use crate::reader::{Reader, ReaderArguments};
 use crate::restart::{RestartDecision, RestartHistory, RestartPolicy};
 use crate::run::RunPlan;
-use crate::telemetry::{DeviceState, Snapshot, Telemetry, TelemetryArguments, TelemetryMessage};
+use crate::telemetry::{
+    DeviceState, EventLevel, Happening, Reporter, Snapshot, Telemetry, TelemetryArguments, TelemetryMessage,
+};
 use crate::watchdog::{Look, Watchdog, holdups};
 use crate::writer::{WriteError, Writer, WriterArguments, WriterMessage};
 
@@ -156,7 +158,7 @@ pub(crate) struct SupervisorState {
     grace: Duration,
     packer: ActorRef<PackerMessage>,
     writer: ActorRef<WriterMessage>,
-    telemetry: ActorRef<TelemetryMessage>,
+    telemetry: Reporter,
     /// Stopped in this order: who feeds before who is fed.
     pipeline: Vec<ActorCell>,
     phase: Phase,
@@ -221,9 +223,9 @@ impl Actor for Supervisor {
     ) -> Result<Self::State, ActorProcessingErr> {
         let SupervisorArguments { plan, snapshots, first_snapshot, manifest_back, outcome } = arguments;
         let link = || myself.get_cell();
-        let telemetry_arguments =
-            TelemetryArguments { first: first_snapshot, token_budget: plan.packing.token_budget, snapshots };
-        let (telemetry, _) = Actor::spawn_linked(None, Telemetry, telemetry_arguments, link()).await?;
+        let telemetry_arguments = TelemetryArguments { first: first_snapshot, snapshots };
+        let (telemetry_actor, _) = Actor::spawn_linked(None, Telemetry, telemetry_arguments, link()).await?;
+        let telemetry = Reporter::new(telemetry_actor.clone());
         let packer_arguments = PackerArguments {
             plan: plan.packing,
             attempts_max: plan.attempts_per_batch_max,
@@ -254,6 +256,7 @@ impl Actor for Supervisor {
             journals: journals.clone(),
             packer: packer.clone(),
             supervisor: myself.clone(),
+            telemetry: telemetry.clone(),
         };
         let writer_arguments = WriterArguments {
             folder: plan.folder,
@@ -272,7 +275,7 @@ impl Actor for Supervisor {
         packer.cast(PackerMessage::Connect { reader: reader.clone(), writer: writer.clone() })?;
 
         let mut roles = HashMap::from([
-            (telemetry.get_id(), Role::Pipeline("telemetry")),
+            (telemetry_actor.get_id(), Role::Pipeline("telemetry")),
             (packer.get_id(), Role::Pipeline("packer")),
             (writer.get_id(), Role::Pipeline("writer")),
             (reader.get_id(), Role::Pipeline("reader")),
@@ -312,8 +315,8 @@ impl Actor for Supervisor {
             grace: plan.shutdown_grace,
             packer,
             writer: writer.clone(),
-            telemetry: telemetry.clone(),
-            pipeline: vec![reader.get_cell(), writer.get_cell(), telemetry.get_cell()],
+            telemetry,
+            pipeline: vec![reader.get_cell(), writer.get_cell(), telemetry_actor.get_cell()],
             phase: Phase::Running,
             outcome: Some(outcome),
         })
@@ -340,6 +343,7 @@ impl Actor for Supervisor {
                     "ready"
                 );
                 state.report(worker.device, DeviceState::Ready);
+                state.device_event(EventLevel::Info, worker.device, "ready");
             }
             SupervisorMessage::WorkerGone { worker, departure } => state.lost(&myself, worker, departure)?,
             SupervisorMessage::DeviceProgressed(worker) => {
@@ -363,11 +367,18 @@ impl Actor for Supervisor {
                     state.end(Outcome::Stopped(reason));
                 }
             }
-            SupervisorMessage::Pause(paused) => state.tell_packer(PackerMessage::Pause(paused)),
+            SupervisorMessage::Pause(paused) => {
+                state.event(
+                    EventLevel::Info,
+                    if paused { "paused from outside" } else { "resumed from outside" },
+                );
+                state.tell_packer(PackerMessage::Pause(paused));
+            }
             SupervisorMessage::Order { order, answer } => state.carry_out(&myself, &order, answer)?,
             SupervisorMessage::Stop(reason) => {
                 if matches!(state.phase, Phase::Running) {
                     tracing::warn!(%reason, grace_ms = state.grace.as_millis() as u64, "stopping");
+                    state.event(EventLevel::Warning, format!("{reason}: finishing what can be committed"));
                     state.phase = Phase::Stopping(reason);
                     state.tell_packer(PackerMessage::StopWithin(state.grace));
                     myself.send_after(state.grace, || SupervisorMessage::GraceOver);
@@ -400,6 +411,11 @@ impl Actor for Supervisor {
             }
             Some(Role::Monitor(device)) => {
                 tracing::warn!(device = state.devices[device.0].plan.name, error, "monitor failed");
+                state.device_event(
+                    EventLevel::Warning,
+                    device,
+                    format!("monitor failed, started again: {error}"),
+                );
                 state.restart_monitor(&myself, device).await;
             }
             Some(Role::Pipeline(actor)) => {
@@ -418,8 +434,16 @@ impl SupervisorState {
     fn report(&self, device: DeviceIndex, now: DeviceState) {
         let slot = &self.devices[device.0];
         let (generation, error) = (slot.generation, slot.last_error.clone());
-        // Without telemetry the run ends anyway: its failure is on its way.
-        let _ = self.telemetry.cast(TelemetryMessage::Device { device, generation, state: now, error });
+        self.telemetry.tell(TelemetryMessage::Device { device, generation, state: now, error });
+    }
+
+    fn event(&self, level: EventLevel, text: impl Into<String>) {
+        self.telemetry.event(Happening::new(level, text));
+    }
+
+    fn device_event(&self, level: EventLevel, device: DeviceIndex, text: impl Into<String>) {
+        let name = self.devices[device.0].plan.name.as_str();
+        self.telemetry.event(Happening::of_device(level, name, text));
     }
 
     async fn respawn(
@@ -444,6 +468,7 @@ impl SupervisorState {
             limits: self.limits,
             packer: self.packer.clone(),
             supervisor: myself.clone(),
+            telemetry: self.telemetry.clone(),
         };
         match Actor::spawn_linked(None, Inference, arguments, myself.get_cell()).await {
             Ok((inference, _)) => {
@@ -451,6 +476,7 @@ impl SupervisorState {
                 slot.stage = Stage::Live(inference);
                 slot.ready = false;
                 self.report(device, DeviceState::Loading);
+                self.device_event(EventLevel::Info, device, "started, loads the model");
                 Ok(())
             }
             Err(error) => {
@@ -490,6 +516,7 @@ impl SupervisorState {
             slot.stage = Stage::Retired;
             slot.last_error = Some(reason.clone());
             self.report(device, DeviceState::Retired);
+            self.device_event(EventLevel::Info, device, reason.clone());
             self.tell_packer(PackerMessage::WorkerLost { worker, reason });
             self.end_if_none_is_left();
             return Ok(());
@@ -525,6 +552,8 @@ impl SupervisorState {
                 slot.stage = Stage::Pausing;
                 myself.send_after(pause, move || SupervisorMessage::Respawn(device));
                 self.report(device, DeviceState::Waiting);
+                let text = format!("failed, started again in {} ms: {reason}", pause.as_millis());
+                self.device_event(EventLevel::Warning, device, text);
             }
             RestartDecision::Retire => {
                 tracing::error!(device = name, reason, "device retired");
@@ -536,6 +565,7 @@ impl SupervisorState {
                 }
                 self.tell_packer(PackerMessage::DeviceRetired(device));
                 self.report(device, DeviceState::Retired);
+                self.device_event(EventLevel::Error, device, format!("failed and is retired: {reason}"));
             }
         }
         self.tell_packer(PackerMessage::WorkerLost { worker, reason });
@@ -573,6 +603,7 @@ impl SupervisorState {
             (Phase::Running, Order::Readmit(name)) => self.take_back(myself, name)?,
             (Phase::Running | Phase::Stopping(_), Order::Checkpoint) => {
                 tracing::info!("checkpoint asked for from outside");
+                self.event(EventLevel::Info, "checkpoint asked for from outside");
                 // A writer that has failed drops the answer, which says enough.
                 let _ = self.writer.cast(WriterMessage::Checkpoint { answer, since: Instant::now() });
                 return Ok(());
@@ -631,6 +662,7 @@ impl SupervisorState {
             }
         };
         tracing::info!(device = name, "retired from outside");
+        self.device_event(EventLevel::Info, device, format!("asked from outside to retire: {words}"));
         Ok(words)
     }
 
@@ -693,6 +725,7 @@ impl SupervisorState {
         if std::mem::take(&mut slot.on_probation) {
             slot.history.progressed();
             tracing::info!(device = slot.plan.name, "device works again and is taken back");
+            self.device_event(EventLevel::Info, worker.device, "works again and is taken back");
         }
     }
 
@@ -721,6 +754,7 @@ impl SupervisorState {
         slot.stage = Stage::Pausing;
         slot.on_probation = true;
         self.tell_packer(PackerMessage::DeviceReadmitted(device));
+        self.device_event(EventLevel::Info, device, "retired before, is tried again");
         myself.cast(SupervisorMessage::Respawn(device)).map_err(Into::into)
     }
 
@@ -749,11 +783,9 @@ impl SupervisorState {
             };
             let devices: Vec<_> =
                 self.devices.iter().map(|slot| (slot.plan.name.clone(), state(slot))).collect();
-            tracing::warn!(
-                seconds = silent.as_secs(),
-                waiting_for = holdups(standing, &devices),
-                "no progress"
-            );
+            let waiting_for = holdups(standing, &devices);
+            tracing::warn!(seconds = silent.as_secs(), waiting_for, "no progress");
+            self.event(EventLevel::Warning, format!("no progress for {} s: {waiting_for}", silent.as_secs()));
         }
     }
 
@@ -761,6 +793,16 @@ impl SupervisorState {
     fn end(&mut self, outcome: Outcome) {
         if matches!(self.phase, Phase::Ending(_) | Phase::Ended) {
             return;
+        }
+        match &outcome {
+            Outcome::Finished => self.event(EventLevel::Info, "everything is committed"),
+            Outcome::Stopped(StopReason::Signal(_) | StopReason::Asked) => {
+                self.event(EventLevel::Info, "stopped: the same command goes on");
+            }
+            Outcome::Stopped(reason) => self.event(EventLevel::Error, reason.to_string()),
+            Outcome::InputFailed(error) => self.event(EventLevel::Error, crate::error_chain(error)),
+            Outcome::WriteFailed(error) => self.event(EventLevel::Error, crate::error_chain(error)),
+            Outcome::ModelUnusable(error) => self.event(EventLevel::Error, error.clone()),
         }
         self.phase = Phase::Ending(Box::new(outcome));
         for slot in &mut self.devices {

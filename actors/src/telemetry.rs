@@ -1,28 +1,32 @@
 //! The telemetry actor: gathers what the others report into one [`Snapshot`].
 //!
 //! Every display reads only the snapshot, through a `watch` that keeps the latest: no display can slow a
-//! run. The actor decides nothing.
+//! run. The actor decides nothing, and keeps its books in an [`Account`], a plain value.
 
+mod account;
+mod events;
+mod pace;
 mod snapshot;
+mod timeline;
+mod verdict;
+mod waits;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 
-use crate::identity::{DeviceIndex, Generation};
-
+use self::account::Account;
+pub(crate) use self::events::Happening;
 pub use self::snapshot::{
     Bottleneck, DeviceState, DeviceView, EventLevel, EventView, GpuView, JobView, Remaining,
     SNAPSHOT_VERSION, Snapshot, Stage, StageView, Tier, Waits,
 };
+use crate::identity::{DeviceIndex, Generation, Worker};
 
 /// How often the snapshot is renewed.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(250);
-/// Time over which the current rate is taken.
-const RATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// One computed batch.
 #[derive(Clone, Copy, Debug)]
@@ -32,37 +36,185 @@ pub(crate) struct BatchReport {
     pub(crate) tokens: u64,
     pub(crate) longest_tokens: u64,
     pub(crate) compute_us: u64,
+    /// Tokens that its device was allowed when it was lent.
+    pub(crate) budget_tokens: u32,
+    /// Whether there was not enough left to fill it.
+    pub(crate) is_last: bool,
+    /// Tokens that its device is allowed from now on.
+    pub(crate) device_budget_tokens: u32,
+    pub(crate) at: Instant,
+}
+
+/// What a stage does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    Busy,
+    /// It waits for the stage before.
+    Starved,
+    /// It waits for the stage after.
+    Blocked,
+    /// It is not wanted: not begun, paused or done.
+    Nothing,
+}
+
+/// What a device without a batch waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Supply {
+    /// A segment that is being read.
+    Reader,
+    /// There are batches: the packer has still to lend them.
+    Packer,
+    /// A complete segment to be committed, so that another may be opened.
+    Writer,
+    /// Other devices: everything that may be open is lent.
+    Devices,
+    /// Nothing: the run is paused or stopped, or there is no more.
+    Nothing,
+}
+
+/// What the packer did with one message, and how things stand after it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PackerReport {
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
+    pub(crate) doing: Doing,
+    pub(crate) supply: Supply,
+    /// Devices that could compute and hold nothing.
+    pub(crate) idle_devices: usize,
+    /// How long it had waited for a segment, if it got one.
+    pub(crate) segment_wait: Option<Duration>,
+    /// Whether the reader owes a segment.
+    pub(crate) asked: bool,
+    /// Segments whose sequences are not all computed.
+    pub(crate) segments_open: usize,
+    /// Complete segments that are not committed.
+    pub(crate) segments_sealed: usize,
+    /// Batches waiting for a device.
+    pub(crate) batches: usize,
+    /// Most that could wait, had every open segment as many as the largest so far.
+    pub(crate) batches_max: usize,
+    pub(crate) free_slots: usize,
+    pub(crate) paused: bool,
+    pub(crate) stopping: bool,
+    /// The input is read and every batch is lent.
+    pub(crate) is_tail: bool,
+}
+
+/// What a stage does from now on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StageReport {
+    pub(crate) stage: Stage,
+    pub(crate) doing: Doing,
+    pub(crate) at: Instant,
+    /// How long it waited for what it begins, if it begins something.
+    pub(crate) wait: Option<Duration>,
 }
 
 /// What telemetry is told.
 pub(crate) enum TelemetryMessage {
+    /// From the packer: a device got a batch, after having had nothing to do for so long.
+    BatchLent {
+        device: DeviceIndex,
+        wait: Duration,
+        at: Instant,
+    },
+    /// From the packer: a device got a batch without sequences.
+    TrialLent {
+        device: DeviceIndex,
+        at: Instant,
+    },
     BatchCompleted(BatchReport),
-    Queue { batches: usize, free_slots: usize, paused: bool, stopping: bool },
-    SegmentCommitted { records: u64, failed: u64, residues: u64 },
+    /// From the packer: a batch came back that brings nothing: it failed, or was a trial.
+    BatchReturned {
+        device: DeviceIndex,
+        at: Instant,
+    },
+    /// From the packer: a device holds nothing any more.
+    AllReturned {
+        device: DeviceIndex,
+    },
+    /// From the packer: a device may have so many tokens at once.
+    Budget {
+        device: DeviceIndex,
+        tokens: u32,
+    },
+    Packer(PackerReport),
+    /// From the threads of reader and writer.
+    Stage(StageReport),
+    SegmentCommitted {
+        records: u64,
+        failed: u64,
+        residues: u64,
+    },
     DiskFull(bool),
-    Device { device: DeviceIndex, generation: Generation, state: DeviceState, error: Option<String> },
-    Sampled { device: DeviceIndex, cpu_cores: Option<f64>, resident_bytes: Option<u64> },
-    GpuSampled { device: DeviceIndex, view: Box<GpuView> },
+    Device {
+        device: DeviceIndex,
+        generation: Generation,
+        state: DeviceState,
+        error: Option<String>,
+    },
+    /// From an inference actor: when its worker last said something.
+    Heard {
+        worker: Worker,
+        at: Instant,
+    },
+    Sampled {
+        device: DeviceIndex,
+        cpu_cores: Option<f64>,
+        resident_bytes: Option<u64>,
+    },
+    GpuSampled {
+        device: DeviceIndex,
+        view: Box<GpuView>,
+    },
+    /// From anybody: an operator must know this.
+    Event(Happening),
     Publish,
+}
+
+/// Tells telemetry things, unless a benchmark has switched it off.
+#[derive(Clone)]
+pub(crate) struct Reporter(Option<ActorRef<TelemetryMessage>>);
+
+impl Reporter {
+    pub(crate) fn new(telemetry: ActorRef<TelemetryMessage>) -> Self {
+        Self(crate::fault::telemetry_is_on().then_some(telemetry))
+    }
+
+    /// Whether anybody listens.
+    pub(crate) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Without telemetry the run ends anyway: its failure is on its way.
+    pub(crate) fn tell(&self, message: TelemetryMessage) {
+        if let Some(telemetry) = &self.0 {
+            let _ = telemetry.cast(message);
+        }
+    }
+
+    pub(crate) fn event(&self, happening: Happening) {
+        self.tell(TelemetryMessage::Event(happening));
+    }
+
+    pub(crate) fn stage(&self, stage: Stage, doing: Doing, wait: Option<Duration>) {
+        if self.is_on() {
+            self.tell(TelemetryMessage::Stage(StageReport { stage, doing, at: Instant::now(), wait }));
+        }
+    }
 }
 
 /// What telemetry starts with.
 pub(crate) struct TelemetryArguments {
     pub(crate) first: Snapshot,
-    pub(crate) token_budget: u32,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
 pub(crate) struct Telemetry;
 
 pub(crate) struct TelemetryState {
-    snapshot: Snapshot,
-    token_budget: u32,
+    account: Account,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    started: Instant,
-    first_batch: Option<Instant>,
-    /// Tokens computed, one entry per publishing, within [`RATE_WINDOW`].
-    recent: VecDeque<(Instant, u64)>,
 }
 
 impl Actor for Telemetry {
@@ -75,15 +227,11 @@ impl Actor for Telemetry {
         myself: ActorRef<Self::Msg>,
         arguments: TelemetryArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        myself.send_interval(PUBLISH_INTERVAL, || TelemetryMessage::Publish);
-        Ok(TelemetryState {
-            snapshot: arguments.first,
-            token_budget: arguments.token_budget,
-            snapshots: arguments.snapshots,
-            started: Instant::now(),
-            first_batch: None,
-            recent: VecDeque::new(),
-        })
+        if crate::fault::telemetry_is_on() {
+            myself.send_interval(PUBLISH_INTERVAL, || TelemetryMessage::Publish);
+        }
+        let account = Account::new(arguments.first, Instant::now());
+        Ok(TelemetryState { account, snapshots: arguments.snapshots })
     }
 
     async fn handle(
@@ -93,44 +241,10 @@ impl Actor for Telemetry {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         crate::fault::point("telemetry");
-        let snapshot = &mut state.snapshot;
-        match message {
-            TelemetryMessage::BatchCompleted(report) => {
-                let began = Instant::now() - Duration::from_micros(report.compute_us);
-                state.first_batch.get_or_insert(began);
-                snapshot.sequences_computed += report.sequences;
-                snapshot.tokens_computed += report.tokens;
-                let (sequences, longest) = (report.sequences as usize, report.longest_tokens);
-                snapshot.fill.add(sequences, report.tokens, longest, state.token_budget);
-                let device = &mut snapshot.devices[report.device.0];
-                device.tokens += report.tokens;
-                device.compute_s += report.compute_us as f64 / 1e6;
-            }
-            TelemetryMessage::Queue { batches, free_slots, paused, stopping } => {
-                snapshot.batches_queued = batches;
-                snapshot.slots_free = free_slots;
-                (snapshot.paused, snapshot.stopping) = (paused, stopping);
-            }
-            TelemetryMessage::SegmentCommitted { records, failed, residues } => {
-                snapshot.segments_committed += 1;
-                snapshot.records_committed += records;
-                snapshot.residues_committed += residues;
-                snapshot.failed += failed;
-            }
-            TelemetryMessage::DiskFull(full) => snapshot.disk_full = full,
-            TelemetryMessage::Device { device, generation, state: now, error } => {
-                let view = &mut snapshot.devices[device.0];
-                snapshot.restarts += u64::from(generation.0 > view.generation);
-                view.state = now;
-                view.generation = generation.0;
-                view.last_error = error.or_else(|| view.last_error.take());
-            }
-            TelemetryMessage::Sampled { device, cpu_cores, resident_bytes } => {
-                let view = &mut snapshot.devices[device.0];
-                (view.cpu_cores, view.resident_bytes) = (cpu_cores, resident_bytes);
-            }
-            TelemetryMessage::GpuSampled { device, view } => snapshot.devices[device.0].gpu = Some(*view),
-            TelemetryMessage::Publish => state.publish(),
+        if matches!(message, TelemetryMessage::Publish) {
+            state.publish();
+        } else {
+            state.account.take(message, Instant::now());
         }
         Ok(())
     }
@@ -147,32 +261,6 @@ impl Actor for Telemetry {
 
 impl TelemetryState {
     fn publish(&mut self) {
-        let now = Instant::now();
-        let snapshot = &mut self.snapshot;
-        snapshot.elapsed_s = (now - self.started).as_secs_f64();
-        if let Some(first) = self.first_batch {
-            snapshot.tokens_per_s = snapshot.tokens_computed as f64 / (now - first).as_secs_f64().max(1e-6);
-        }
-        self.recent.push_back((now, snapshot.tokens_computed));
-        while self.recent.front().is_some_and(|&(at, _)| now - at > RATE_WINDOW) {
-            self.recent.pop_front();
-        }
-        if let Some(&(since, tokens)) = self.recent.front().filter(|&&(since, _)| since < now) {
-            let gained = (snapshot.tokens_computed - tokens) as f64;
-            snapshot.tokens_per_s_now = gained / (now - since).as_secs_f64();
-        }
-        snapshot.remaining = remaining(snapshot);
-        self.snapshots.send_replace(Arc::new(snapshot.clone()));
+        self.snapshots.send_replace(Arc::new(self.account.view(Instant::now())));
     }
-}
-
-/// Time to the end at the rate so far, by residues; `None` before there is a rate.
-fn remaining(snapshot: &Snapshot) -> Option<Remaining> {
-    let computed = snapshot.residues_computed();
-    if computed == 0 || snapshot.elapsed_s <= 0.0 {
-        return None;
-    }
-    let left = snapshot.residues_total.saturating_sub(snapshot.residues_resumed + computed);
-    let seconds = left as f64 / (computed as f64 / snapshot.elapsed_s);
-    Some(Remaining { seconds, low_s: seconds, high_s: seconds })
 }

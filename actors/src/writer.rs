@@ -25,7 +25,7 @@ use crate::packer::PackerMessage;
 use crate::part::{self, PartError, PartRow, PartSchema};
 use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
-use crate::telemetry::TelemetryMessage;
+use crate::telemetry::{Doing, EventLevel, Happening, Reporter, Stage, TelemetryMessage};
 
 /// Time between two looks whether the journal's queue has room for a checkpoint.
 const CHECKPOINT_RETRY: Duration = Duration::from_millis(50);
@@ -119,7 +119,7 @@ pub(crate) struct WriterArguments {
     pub(crate) journal_after: Duration,
     pub(crate) packer: ActorRef<PackerMessage>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
-    pub(crate) telemetry: ActorRef<TelemetryMessage>,
+    pub(crate) telemetry: Reporter,
     /// Receives the manifest when the writer has stopped.
     pub(crate) manifest_back: tokio::sync::oneshot::Sender<Manifest>,
 }
@@ -137,7 +137,7 @@ pub(crate) struct WriterState {
     committing: usize,
     packer: ActorRef<PackerMessage>,
     supervisor: ActorRef<SupervisorMessage>,
-    telemetry: ActorRef<TelemetryMessage>,
+    telemetry: Reporter,
     /// Sealed segments, to the thread; as many as can be open, so never full. Closing it ends the thread.
     sealed: Option<flume::Sender<Assembly>>,
     stop: Arc<AtomicBool>,
@@ -277,7 +277,7 @@ impl Actor for Writer {
                 state.committing = state.committing.saturating_sub(1);
                 state.journal.end(segment);
                 state.packer.cast(PackerMessage::SegmentCommitted(segment))?;
-                state.telemetry.cast(TelemetryMessage::SegmentCommitted { records, failed, residues })?;
+                state.telemetry.tell(TelemetryMessage::SegmentCommitted { records, failed, residues });
             }
             WriterMessage::CommitFailed(error) => {
                 state.supervisor.cast(SupervisorMessage::WriteFailed(error))?;
@@ -470,14 +470,17 @@ struct Committer {
     part_metadata: BTreeMap<String, String>,
     stop: Arc<AtomicBool>,
     writer: ActorRef<WriterMessage>,
-    telemetry: ActorRef<TelemetryMessage>,
+    telemetry: Reporter,
     started: Instant,
 }
 
 impl Committer {
     /// Commits segments until there are no more; returns the manifest.
     fn commit_all(mut self, sealed: &flume::Receiver<Assembly>) -> Manifest {
+        let mut free_since = Instant::now();
+        self.telemetry.stage(Stage::Write, Doing::Starved, None);
         while let Ok(assembly) = sealed.recv() {
+            self.telemetry.stage(Stage::Write, Doing::Busy, Some(free_since.elapsed()));
             crate::fault::point("writer-thread");
             let message = match self.commit_when_possible(&assembly) {
                 Ok(Some(message)) => message,
@@ -485,7 +488,10 @@ impl Committer {
                 Err(error) => WriterMessage::CommitFailed(error),
             };
             let _ = self.writer.cast(message);
+            free_since = Instant::now();
+            self.telemetry.stage(Stage::Write, Doing::Starved, None);
         }
+        self.telemetry.stage(Stage::Write, Doing::Nothing, None);
         self.manifest
     }
 
@@ -493,8 +499,16 @@ impl Committer {
     /// while waiting.
     fn commit_when_possible(&mut self, assembly: &Assembly) -> Result<Option<WriterMessage>, WriteError> {
         let (folder, stop, telemetry) = (self.folder.0.clone(), self.stop.clone(), self.telemetry.clone());
-        let pausing = |paused| {
-            let _ = telemetry.cast(TelemetryMessage::DiskFull(paused));
+        let pausing = |paused: Option<&'static str>| {
+            telemetry.tell(TelemetryMessage::DiskFull(paused.is_some()));
+            if let Some(why) = paused {
+                telemetry.stage(Stage::Write, Doing::Blocked, None);
+                let told = Happening::new(EventLevel::Warning, why);
+                telemetry.event(told.often("warnings that writing is paused"));
+            } else {
+                telemetry.stage(Stage::Write, Doing::Busy, None);
+                telemetry.event(Happening::new(EventLevel::Info, "writing goes on"));
+            }
         };
         write_when_possible(&folder, || stop.load(Ordering::Relaxed), pausing, || self.commit(assembly))
     }

@@ -7,12 +7,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kernels::nvml::{GpuIdentity, GpuSample, Library, Nvml, NvmlError, XidTally, xid_meaning};
-use ractor::ActorRef;
 use tokio::sync::oneshot;
 
 use crate::bounds;
 use crate::identity::DeviceIndex;
-use crate::telemetry::{GpuView, TelemetryMessage};
+use crate::telemetry::{EventLevel, GpuView, Happening, Reporter, TelemetryMessage};
 
 /// Time between two samples.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,21 +46,17 @@ impl GpuWatch {
     }
 
     /// Starts the thread; it reports to telemetry until it is told to stop or forgotten.
-    pub(super) fn start(
-        self,
-        device: DeviceIndex,
-        telemetry: ActorRef<TelemetryMessage>,
-    ) -> std::io::Result<GpuThread> {
+    pub(super) fn start(self, device: DeviceIndex, telemetry: Reporter) -> std::io::Result<GpuThread> {
         let (stop, stopped) = flume::bounded(bounds::MONITOR_WORDS);
         let (ended_sender, ended) = oneshot::channel();
         let (name, thread_name) = (self.device_name.clone(), format!("nvml {}", self.device_name));
         let thread = crate::thread::spawn_watched(
             &thread_name,
             move || {
-                self.watch(&stopped, |view| {
-                    // Without telemetry the run ends anyway.
-                    let _ = telemetry.cast(TelemetryMessage::GpuSampled { device, view: Box::new(view) });
-                });
+                let report = |view| {
+                    telemetry.tell(TelemetryMessage::GpuSampled { device, view: Box::new(view) });
+                };
+                self.watch(&stopped, &telemetry, report);
                 drop(ended_sender);
             },
             move |panic| tracing::warn!(device = name, panic, "GPU is not watched any more"),
@@ -71,10 +66,10 @@ impl GpuWatch {
 
     /// Samples until it is told to stop; whatever goes wrong is tried again, from the library on: a driver that
     /// was loaded anew answers only to those who start anew.
-    fn watch(&self, stop: &flume::Receiver<()>, mut report: impl FnMut(GpuView)) {
+    fn watch(&self, stop: &flume::Receiver<()>, telemetry: &Reporter, mut report: impl FnMut(GpuView)) {
         let mut account = Account::default();
-        while let Err(error) = self.sample_until_stopped(&mut account, stop, &mut report) {
-            self.log(&account, account.news_of_failure(&error));
+        while let Err(error) = self.sample_until_stopped(&mut account, stop, telemetry, &mut report) {
+            self.log(&account, account.news_of_failure(&error), telemetry);
             account.failed(error);
             report(account.view.clone());
             if stopped_within(stop, self.retry_interval) {
@@ -88,6 +83,7 @@ impl GpuWatch {
         &self,
         account: &mut Account,
         stop: &flume::Receiver<()>,
+        telemetry: &Reporter,
         report: &mut impl FnMut(GpuView),
     ) -> Result<(), NvmlError> {
         let nvml = Nvml::open(&self.library)?;
@@ -97,9 +93,12 @@ impl GpuWatch {
             let sampled = gpu.sample();
             // First: the error that took a GPU away is told with its last sample.
             let news = account.xid(gpu.xid());
-            self.log(account, news);
-            let news = account.sampled(gpu.identity(), sampled?);
-            self.log(account, news);
+            self.log(account, news, telemetry);
+            let sample = sampled?;
+            let news = account.heat(&sample);
+            self.log(account, news, telemetry);
+            let news = account.sampled(gpu.identity(), sample);
+            self.log(account, news, telemetry);
             report(account.view.clone());
             if stopped_within(stop, self.sample_interval) {
                 return Ok(());
@@ -107,11 +106,17 @@ impl GpuWatch {
         }
     }
 
-    fn log(&self, account: &Account, news: Option<News>) {
+    fn log(&self, account: &Account, news: Option<News>, telemetry: &Reporter) {
         let device = &self.device_name;
         let gpu = account.view.identity.name.as_deref().unwrap_or("NVIDIA GPU");
+        if let Some(news) = &news {
+            let (level, text) = news.in_words();
+            telemetry.event(Happening::of_device(level, device.as_str(), text).often("events of GPUs"));
+        }
         match news {
             None => {}
+            Some(News::Hot(why)) => tracing::warn!(device, gpu, why, "GPU slows down by its temperature"),
+            Some(News::Cool) => tracing::info!(device, gpu, "GPU is cool enough again"),
             Some(News::Lost(error)) => tracing::warn!(device, gpu, error, "GPU lost"),
             Some(News::Unwatched(error)) => tracing::warn!(device, gpu, error, "GPU is not watched"),
             Some(News::Back) => tracing::info!(device, gpu, "GPU is watched again"),
@@ -152,7 +157,30 @@ pub(super) enum News {
     Lost(String),
     Unwatched(String),
     Back,
-    Xid { number: Option<u64>, meaning: Option<&'static str> },
+    Xid {
+        number: Option<u64>,
+        meaning: Option<&'static str>,
+    },
+    /// Its clocks are lowered, in the driver's reasons.
+    Hot(String),
+    Cool,
+}
+
+impl News {
+    fn in_words(&self) -> (EventLevel, String) {
+        match self {
+            Self::Lost(error) => (EventLevel::Error, format!("GPU lost: {error}")),
+            Self::Unwatched(error) => (EventLevel::Warning, format!("GPU is not watched: {error}")),
+            Self::Back => (EventLevel::Info, "GPU is watched again".to_owned()),
+            Self::Xid { number, meaning } => {
+                let number = number.map_or("unknown".to_owned(), |number| number.to_string());
+                let meaning = meaning.map(|meaning| format!(": {meaning}")).unwrap_or_default();
+                (EventLevel::Error, format!("GPU reports a critical error (Xid {number}){meaning}"))
+            }
+            Self::Hot(why) => (EventLevel::Warning, format!("GPU is hot and slows down ({why})")),
+            Self::Cool => (EventLevel::Info, "GPU is cool enough again".to_owned()),
+        }
+    }
 }
 
 /// What is known of the GPU, and what of it was said already.
@@ -161,7 +189,11 @@ pub(super) struct Account {
     pub(super) view: GpuView,
     failure: Option<NvmlError>,
     xid_told: u64,
+    is_hot: bool,
 }
+
+/// How the reasons begin for which a GPU is slow because it is hot.
+const HEAT: &str = "temperature";
 
 impl Account {
     /// What to say about this failure: each is said once, until it changes or is over.
@@ -183,6 +215,21 @@ impl Account {
     pub(super) fn sampled(&mut self, identity: &GpuIdentity, sample: GpuSample) -> Option<News> {
         self.view = GpuView { identity: identity.clone(), sample: Some(sample) };
         self.failure.take().map(|_| News::Back)
+    }
+
+    /// Whether heat has begun or ceased to slow it down; to be asked before the sample is taken in.
+    pub(super) fn heat(&mut self, sample: &GpuSample) -> Option<News> {
+        let reasons = sample.throttled_by.as_ref()?;
+        let reason = reasons.iter().find(|reason| reason.starts_with(HEAT));
+        let was_hot = std::mem::replace(&mut self.is_hot, reason.is_some());
+        match reason {
+            Some(reason) if !was_hot => Some(News::Hot(match sample.temperature_c {
+                Some(degrees) => format!("{reason}, {degrees} °C"),
+                None => reason.clone(),
+            })),
+            None if was_hot => Some(News::Cool),
+            Some(_) | None => None,
+        }
     }
 
     pub(super) fn xid(&mut self, tally: Option<XidTally>) -> Option<News> {

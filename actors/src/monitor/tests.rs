@@ -42,7 +42,7 @@ impl Watched {
         };
         let first = Snapshot { devices: vec![view], ..Snapshot::default() };
         let (publisher, snapshots) = watch::channel(Arc::new(first.clone()));
-        let arguments = TelemetryArguments { first, token_budget: 1000, snapshots: publisher };
+        let arguments = TelemetryArguments { first, snapshots: publisher };
         let (telemetry, _) = Actor::spawn(None, Telemetry, arguments).await.unwrap();
         let gpu = GpuWatch::of_device(device_name).map(|watch| GpuWatch {
             library,
@@ -50,6 +50,7 @@ impl Watched {
             retry_interval: Duration::from_millis(10),
             ..watch
         });
+        let telemetry = Reporter::new(telemetry);
         let arguments = MonitorArguments { device: DeviceIndex(0), gpu, telemetry };
         let (monitor, _) = Actor::spawn(None, Monitor, arguments).await.unwrap();
         Self { monitor, snapshots }
@@ -200,4 +201,22 @@ fn a_critical_error_is_said_once() {
     assert_eq!(account.xid(tally(3, None)), Some(News::Xid { number: None, meaning: None }));
     account.failed(NvmlError::DriverNotLoaded);
     assert!(account.xid(tally(1, Some(31))).is_some());
+}
+
+#[test]
+fn heat_is_told_when_it_begins_and_when_it_ceases() {
+    let sample = |reasons: &[&str]| GpuSample {
+        temperature_c: Some(91),
+        throttled_by: Some(reasons.iter().map(|reason| (*reason).to_owned()).collect()),
+        ..GpuSample::default()
+    };
+    let mut account = Account::default();
+    assert_eq!(account.heat(&sample(&["power limit"])), None);
+    let hot = News::Hot("temperature (hardware), 91 °C".to_owned());
+    assert_eq!(account.heat(&sample(&["power limit", "temperature (hardware)"])), Some(hot));
+    assert_eq!(account.heat(&sample(&["temperature"])), None);
+    // A driver that does not tell says nothing about heat.
+    assert_eq!(account.heat(&GpuSample::default()), None);
+    assert_eq!(account.heat(&sample(&[])), Some(News::Cool));
+    assert_eq!(account.heat(&sample(&[])), None);
 }

@@ -1,7 +1,8 @@
 //! A run at one moment, as every display, file and viewer gets it.
 //!
 //! Plain values with serde; [`super::Telemetry`] fills them in. Units are in the names of the fields, shares are
-//! 0..=1, and what is not known is `None`, never a guess.
+//! 0..=1, and what is not known is `None`, never a guess. What an older version did not write is empty when its file
+//! is read.
 
 use std::collections::VecDeque;
 
@@ -15,6 +16,7 @@ pub const SNAPSHOT_VERSION: u32 = 2;
 
 /// A run at one moment.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Snapshot {
     /// [`SNAPSHOT_VERSION`] of the program that made it.
     pub version: u32,
@@ -89,7 +91,8 @@ impl Snapshot {
 }
 
 /// A device at one moment.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DeviceView {
     /// Its name: `cpu`, `sim:3`.
     pub name: String,
@@ -131,10 +134,11 @@ pub struct GpuView {
 }
 
 /// What a device is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceState {
     /// Its worker is loading the model.
+    #[default]
     Loading,
     /// It takes batches.
     Ready,
@@ -148,6 +152,7 @@ pub enum DeviceState {
 
 /// What is run: it does not change within a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct JobView {
     /// The job file.
     pub file: String,
@@ -238,6 +243,7 @@ pub struct StageView {
 
 /// How long a stage waited for the pieces of its work, milliseconds. The shares are of the pieces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Waits {
     /// Pieces so far.
     pub count: u64,
@@ -255,6 +261,7 @@ pub struct Waits {
 
 /// Which stage holds the others up, and how much that costs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Bottleneck {
     /// The stage; `None` while nothing can be said.
     pub stage: Option<Stage>,
@@ -306,4 +313,43 @@ pub enum EventLevel {
     Warning,
     /// Something is lost: a device, a record.
     Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What version 1 of the snapshot kept in a result folder.
+    const VERSION_1: &str = r#"{"version":1,"elapsed_s":2.5,"records_total":500,"residues_total":50000,
+        "records_resumed":0,"residues_resumed":0,"sequences_computed":128,"tokens_computed":12800,
+        "tokens_per_s_now":5000.0,"tokens_per_s":5120.0,"records_committed":64,"residues_committed":6400,
+        "segments_committed":1,"failed":0,"fill":{"batches":14,"tokens":12800,"capacity_tokens":14000,
+        "padded_tokens":25000},"batches_queued":3,"slots_free":0,"restarts":1,"disk_full":false,"paused":false,
+        "stopping":false,"devices":[{"name":"sim:0","state":"ready","generation":1,"tokens":12800,
+        "compute_s":2.0,"cpu_cores":0.5,"resident_bytes":1000,"gpu":null,"last_error":"worker ended"}]}"#;
+
+    #[test]
+    fn snapshots_of_older_versions_are_read() {
+        let snapshot: Snapshot = serde_json::from_str(VERSION_1).unwrap();
+        assert_eq!((snapshot.version, snapshot.tokens_computed, snapshot.fill.batches), (1, 12_800, 14));
+        assert_eq!(
+            (snapshot.remaining, snapshot.stages.len(), snapshot.bottleneck.tier),
+            (None, 0, Tier::Unknown)
+        );
+        let device = &snapshot.devices[0];
+        assert_eq!((device.state, device.generation, device.heartbeat_age_s), (DeviceState::Ready, 1, None));
+        // Nor does one of a later version fail that has more.
+        let more = VERSION_1.replacen("{", r#"{"of_tomorrow":[1],"#, 1);
+        assert!(serde_json::from_str::<Snapshot>(&more).is_ok());
+    }
+
+    #[test]
+    fn a_snapshot_survives_its_text() {
+        let mut snapshot = Snapshot { version: SNAPSHOT_VERSION, ..Snapshot::default() };
+        snapshot.devices.push(DeviceView::default());
+        snapshot.remaining = Some(Remaining { seconds: 1.0, low_s: 0.5, high_s: 2.0 });
+        let text = serde_json::to_string(&snapshot).unwrap();
+        let again: Snapshot = serde_json::from_str(&text).unwrap();
+        assert_eq!(serde_json::to_string(&again).unwrap(), text);
+    }
 }
