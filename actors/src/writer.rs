@@ -329,10 +329,13 @@ impl WriterState {
         let segments = self.open.values().filter(|assembly| assembly.delivered_count() > 0).count();
         let mut words = match sequences {
             0 => "nothing is computed that is not in a committed segment".to_owned(),
-            _ => format!("{sequences} sequences of {segments} open segments are in the journal"),
+            _ => {
+                let segments = counted(segments, "open segment");
+                format!("{} of {segments} in the journal, on disk", counted(sequences, "sequence"))
+            }
         };
         if self.committing > 0 {
-            words += &format!("; {} complete segments are being written", self.committing);
+            words += &format!("; being written: {}", counted(self.committing, "complete segment"));
         }
         let lacking = if self.journal.has_failed() {
             let begun = self.open.values().filter(|assembly| assembly.delivered_count() > 0);
@@ -358,6 +361,10 @@ impl WriterState {
             }
         }
     }
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 impl Assembly {

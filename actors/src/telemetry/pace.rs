@@ -176,6 +176,22 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_of_a_moment_is_no_rate() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        pace.begin(start);
+        // A thousand batches in a second, none in the four that follow.
+        for second in 1..=20 {
+            if second % 5 == 1 {
+                (0..1000).for_each(|_| pace.add(10));
+            }
+            pace.tick(start + seconds(second));
+        }
+        let remaining = pace.remaining(1000, start + seconds(20)).unwrap();
+        assert_eq!(remaining, Remaining { seconds: 0.5, low_s: 0.5, high_s: 0.5 });
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
         let start = Instant::now();
         let mut pace = Pace::default();

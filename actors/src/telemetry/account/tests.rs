@@ -260,6 +260,10 @@ fn a_lost_worker_computes_and_says_nothing_more() {
     close(now.bottleneck.utilisation.unwrap(), 0.0);
     books.device(1, 0, DeviceState::Retired, 3000);
     assert_eq!(books.view(3000).bottleneck.utilisation, None);
+    let last_word =
+        TelemetryMessage::Heard { worker: Worker { device: DeviceIndex(1), generation: Generation(0) }, at };
+    books.take(last_word, 3000);
+    assert_eq!(books.view(3000).devices[1].heartbeat_age_s, None);
     books.device(0, 1, DeviceState::Loading, 4000);
     books.take(heard(0, at), 4000);
     close(books.view(4500).devices[0].heartbeat_age_s.unwrap(), 0.5);
