@@ -58,6 +58,10 @@ pub struct EngineDescription {
     pub weights_bytes: u64,
     /// Bytes of activations per token of a batch.
     pub bytes_per_token: u64,
+    /// Most tokens of a batch that fit the device's memory; `None` where nothing limits them.
+    pub token_budget: Option<u32>,
+    /// Batches that a worker should hold, those that the device computes included, for it never to wait.
+    pub slots: u32,
 }
 
 /// Embeddings of one batch.
@@ -112,6 +116,10 @@ impl Progress {
 }
 
 /// A loaded model on one device.
+///
+/// Every engine runs one batch at a time ([`Engine::run`]). One that computes asynchronously holds
+/// several, up to [`Engine::depth`]: [`Engine::begin`] hands them over and returns while they compute,
+/// [`Engine::finish`] waits for the oldest.
 pub trait Engine: Send {
     /// What was loaded where.
     fn description(&self) -> &EngineDescription;
@@ -132,6 +140,36 @@ pub trait Engine: Send {
     /// As of [`Engine::run`].
     fn run_exact(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
         self.run(batch, progress)
+    }
+
+    /// Batches that may have begun and not finished; 1 for an engine that only runs one at a time.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Hands over one batch and returns while it computes, in fp32 if `exact`; see [`Engine::run_exact`].
+    ///
+    /// For engines whose [`Engine::depth`] is above 1, while fewer batches than that have begun. An error
+    /// means that this batch has not begun; those before it are not touched, except by
+    /// [`EngineError::Device`], which ends them all.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn begin(&mut self, batch: &Batch, exact: bool, progress: &Progress) -> Result<(), EngineError> {
+        let _ = (batch, exact, progress);
+        Err(EngineError::Batch("the engine runs one batch at a time".into()))
+    }
+
+    /// Waits for the oldest batch that has begun and takes its embeddings, rows in the order of the batch.
+    ///
+    /// Ticks `progress` only when the device has got further. After any error but
+    /// [`EngineError::Device`] the batch is done with and the next may be finished.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    fn finish(&mut self, progress: &Progress) -> Result<Embeddings, EngineError> {
+        let _ = progress;
+        Err(EngineError::Batch("no batch has begun".into()))
     }
 
     /// Share of the device's memory in use at its fullest, as far as the device tells, 0..=1.

@@ -309,6 +309,8 @@ impl SimEngine {
             hidden: program.hidden,
             weights_bytes: 0,
             bytes_per_token: 4 * program.hidden as u64,
+            token_budget: None,
+            slots: 2,
         };
         Ok(Self {
             program,

@@ -55,6 +55,8 @@ impl CpuEngine {
             hidden: config.hidden,
             weights_bytes: encoder.ops().weights_bytes(),
             bytes_per_token: bytes_per_token(&config),
+            token_budget: None,
+            slots: 2,
         };
         Ok(Self { encoder, memory: memory::MemoryGauge::new(), description })
     }

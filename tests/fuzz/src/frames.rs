@@ -61,8 +61,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
     sequences.push(7, b"MKV", 3);
     sequences.push(9, b"LA", 1);
     let batch = BatchId(3);
-    let description =
-        EngineDescription { name: "cpu".to_owned(), hidden: 4, weights_bytes: 1, bytes_per_token: 2 };
+    let description = EngineDescription {
+        name: "cpu".to_owned(),
+        hidden: 4,
+        weights_bytes: 1,
+        bytes_per_token: 2,
+        token_budget: Some(64),
+        slots: 2,
+    };
     let seed = |side: u8, frames: &[Vec<u8>]| [&[side][..], &frames.concat()].concat();
     vec![
         seed(
