@@ -1,11 +1,12 @@
 //! The ESM-2 forward pass, written once over [`Ops`].
 //!
 //! Owns the prepared weights and the activations, which it allocates for the largest batch so far
-//! and uses again. Engines call [`Encoder::run`]; nothing here depends on a device.
+//! and uses again. Engines call [`Encoder::run`], or [`Encoder::begin`] and [`Encoder::finish`] where
+//! the device computes while the host does something else; nothing here depends on a device.
 
-use crate::model::{LayerWeight, Model, ModelConfig, ModelError, Weight};
-use crate::ops::{Epilogue, LinearRows, Ops};
-use crate::{Batch, Embeddings, EngineError, EngineOptions, Progress};
+use crate::model::{LayerWeight, Model, ModelConfig, ModelError, Tensor, Weight};
+use crate::ops::{Epilogue, LinearRows, Ops, PooledRows};
+use crate::{Batch, Embeddings, EngineError, EngineOptions, Pooling, Progress};
 
 /// One transformer layer's prepared weights.
 struct Layer<O: Ops> {
@@ -26,6 +27,20 @@ struct Workspace<O: Ops> {
     narrow: O::Activations,
     /// Queries, keys and values, then the feed-forward block's inside: [tokens, widest].
     wide: O::Activations,
+}
+
+/// A batch that has begun.
+pub struct Pending<O: Ops> {
+    /// Rows of each sequence.
+    rows: Vec<usize>,
+    /// `None`: the batch is empty.
+    pooled: Option<O::Pooled>,
+}
+
+impl<O: Ops> Pending<O> {
+    fn empty() -> Self {
+        Self { rows: Vec::new(), pooled: None }
+    }
 }
 
 /// Numbers held per token while a batch runs.
@@ -59,57 +74,23 @@ impl<O: Ops> Encoder<O> {
     /// [`EngineError::Model`] when `options.layer` is beyond the model or a tensor cannot be read,
     /// and the device's own errors.
     pub fn load(mut ops: O, model: &Model, options: EngineOptions) -> Result<Self, EngineError> {
+        let source = Source::new(model, &options)?;
+        let table = source.table(&mut ops)?;
+        let layers =
+            (0..options.layer).map(|index| source.layer(&mut ops, index)).collect::<Result<_, _>>()?;
+        let final_norm = source.final_norm(&mut ops)?;
         let config = model.config().clone();
-        if options.layer > config.layers {
-            return Err(EngineError::Model(format!(
-                "layer {} was asked for, but model `{}` has layers 0 to {}",
-                options.layer,
-                model.name(),
-                config.layers
-            )));
-        }
-        let get = |weight: Weight| model.tensor(weight).map_err(|error| EngineError::Model(chain(&error)));
-        let eps = config.layer_norm_eps;
-        let table = ops.table(&get(Weight::Embedding)?)?;
-        let mut layers = Vec::with_capacity(options.layer);
-        for index in 0..options.layer {
-            let part = |part: LayerWeight| get(Weight::Layer(index, part));
-            let rows = |weight: LayerWeight, bias: LayerWeight| {
-                Ok::<_, EngineError>(LinearRows { weight: part(weight)?, bias: part(bias)? })
-            };
-            use LayerWeight as W;
-            layers.push(Layer {
-                attention_norm: ops.norm(
-                    &part(W::AttentionNormScale)?,
-                    &part(W::AttentionNormShift)?,
-                    eps,
-                )?,
-                query_key_value: ops.linear(&[
-                    rows(W::Query, W::QueryBias)?,
-                    rows(W::Key, W::KeyBias)?,
-                    rows(W::Value, W::ValueBias)?,
-                ])?,
-                output: ops.linear(&[rows(W::Output, W::OutputBias)?])?,
-                feed_forward_norm: ops.norm(
-                    &part(W::FeedForwardNormScale)?,
-                    &part(W::FeedForwardNormShift)?,
-                    eps,
-                )?,
-                expand: ops.linear(&[rows(W::Expand, W::ExpandBias)?])?,
-                contract: ops.linear(&[rows(W::Contract, W::ContractBias)?])?,
-            });
-        }
-        let final_norm = if options.layer == config.layers {
-            Some(ops.norm(&get(Weight::FinalNormScale)?, &get(Weight::FinalNormShift)?, eps)?)
-        } else {
-            None
-        };
         Ok(Self { ops, config, options, table, layers, final_norm, workspace: None })
     }
 
     /// The operations' implementation.
     pub fn ops(&self) -> &O {
         &self.ops
+    }
+
+    /// The same, to be changed.
+    pub fn ops_mut(&mut self) -> &mut O {
+        &mut self.ops
     }
 
     /// Runs one batch up to the layer asked for, ticking `progress` after every operation.
@@ -121,72 +102,254 @@ impl<O: Ops> Encoder<O> {
     /// [`EngineError::Batch`] for a batch that contradicts itself, [`EngineError::NonFinite`] with
     /// the sequences whose embeddings hold NaN or infinity, and the device's own errors.
     pub fn run(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
+        let pending = self.begin(batch, progress)?;
+        self.finish(pending, progress)
+    }
+
+    /// Hands one batch to the device, ticking `progress` after every operation.
+    ///
+    /// # Errors
+    /// As of [`Encoder::run`], but for those that only the result shows.
+    pub fn begin(&mut self, batch: &Batch, progress: &Progress) -> Result<Pending<O>, EngineError> {
         batch.check(self.config.vocab).map_err(EngineError::Batch)?;
-        let hidden_width = self.config.hidden;
         if batch.is_empty() {
-            return Ok(Embeddings { hidden: hidden_width, values: Vec::new() });
+            return Ok(Pending::empty());
         }
         self.reserve(batch.token_count())?;
         let Self { ops, config, options, table, layers, final_norm, workspace } = self;
-        let Some(Workspace { hidden, narrow, wide, .. }) = workspace.as_mut() else {
+        let Some(workspace) = workspace.as_mut() else {
             return Err(EngineError::Device("activations were not allocated".into()));
         };
-
         let layout = ops.layout(batch)?;
-        ops.embed(&layout, table, config.token_dropout, hidden)?;
+        ops.embed(&layout, table, config.token_dropout, &mut workspace.hidden)?;
         progress.tick();
         for layer in layers.iter() {
-            ops.layer_norm(&layout, hidden, &layer.attention_norm, narrow)?;
-            ops.apply(&layout, narrow, &layer.query_key_value, Epilogue::Bias, wide)?;
-            progress.tick();
-            ops.attention(&layout, wide, config.heads, progress, narrow)?;
-            ops.apply(&layout, narrow, &layer.output, Epilogue::Residual, hidden)?;
-            progress.tick();
-            ops.layer_norm(&layout, hidden, &layer.feed_forward_norm, narrow)?;
-            ops.apply(&layout, narrow, &layer.expand, Epilogue::Gelu, wide)?;
-            progress.tick();
-            ops.apply(&layout, wide, &layer.contract, Epilogue::Residual, hidden)?;
-            progress.tick();
+            layer.run(ops, config, &layout, workspace, progress)?;
         }
-        let last = match final_norm {
-            Some(norm) => {
-                ops.layer_norm(&layout, hidden, norm, narrow)?;
-                narrow
-            }
-            None => hidden,
-        };
-        let values = ops.pool(&layout, last, hidden_width, options.pooling)?;
-        progress.tick();
+        workspace.pool(ops, config, &layout, final_norm.as_ref(), options.pooling, batch, progress)
+    }
 
-        let mut sequences = Vec::new();
-        let mut rest = values.as_slice();
-        for index in 0..batch.len() {
-            let (rows, after) = rest.split_at(batch.rows(index, options.pooling) * hidden_width);
-            if !rows.iter().all(|value| value.is_finite()) {
-                sequences.push(index as u32);
+    /// Waits for a batch that has begun.
+    ///
+    /// # Errors
+    /// [`EngineError::NonFinite`] with the sequences whose embeddings hold NaN or infinity, and the
+    /// device's own errors.
+    pub fn finish(&mut self, pending: Pending<O>, progress: &Progress) -> Result<Embeddings, EngineError> {
+        let hidden = self.config.hidden;
+        let Some(pooled) = pending.pooled else {
+            return Ok(Embeddings { hidden, values: Vec::new() });
+        };
+        let PooledRows { values, non_finite } = self.ops.wait(pooled, progress)?;
+        let sequences = non_finite.unwrap_or_else(|| {
+            let mut rest = values.as_slice();
+            let mut sequences = Vec::new();
+            for (index, &rows) in pending.rows.iter().enumerate() {
+                let (rows, after) = rest.split_at(rows * hidden);
+                if !rows.iter().all(|value| value.is_finite()) {
+                    sequences.push(index as u32);
+                }
+                rest = after;
             }
-            rest = after;
-        }
+            sequences
+        });
         if !sequences.is_empty() {
             return Err(EngineError::NonFinite { sequences });
         }
-        Ok(Embeddings { hidden: hidden_width, values })
+        Ok(Embeddings { hidden, values })
     }
 
-    /// Makes room for `tokens` rows.
-    fn reserve(&mut self, tokens: usize) -> Result<(), EngineError> {
+    /// As [`Encoder::begin`], with `model`'s weights prepared anew by operations that have since been told
+    /// to compute otherwise: one layer at a time, so that hardly more memory is needed than for the largest
+    /// layer. Nothing of it is kept.
+    ///
+    /// # Errors
+    /// As of [`Encoder::load`] and [`Encoder::begin`].
+    pub fn begin_streamed(
+        &mut self,
+        model: &Model,
+        batch: &Batch,
+        progress: &Progress,
+    ) -> Result<Pending<O>, EngineError> {
+        let Self { ops, config, options, .. } = self;
+        batch.check(config.vocab).map_err(EngineError::Batch)?;
+        if batch.is_empty() {
+            return Ok(Pending::empty());
+        }
+        let source = Source::new(model, options)?;
+        let mut workspace = Workspace::new(ops, config, batch.token_count())?;
+        let table = source.table(ops)?;
+        let layout = ops.layout(batch)?;
+        ops.embed(&layout, &table, config.token_dropout, &mut workspace.hidden)?;
+        progress.tick();
+        for index in 0..options.layer {
+            source.layer(ops, index)?.run(ops, config, &layout, &mut workspace, progress)?;
+        }
+        let final_norm = source.final_norm(ops)?;
+        workspace.pool(ops, config, &layout, final_norm.as_ref(), options.pooling, batch, progress)
+    }
+
+    /// Calls `visit` with each matrix product of a layer, on activations of `tokens` rows: input, weights,
+    /// what follows, output. Nothing, if no layer is loaded.
+    ///
+    /// # Errors
+    /// Those of `visit`, and the device's own when the activations do not fit.
+    pub fn visit_products(
+        &mut self,
+        tokens: usize,
+        mut visit: impl FnMut(
+            &mut O,
+            &O::Activations,
+            &O::Linear,
+            Epilogue,
+            &mut O::Activations,
+        ) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        self.reserve(tokens)?;
+        let (Some(layer), Some(workspace)) = (self.layers.first(), self.workspace.as_mut()) else {
+            return Ok(());
+        };
+        let Workspace { hidden, narrow, wide, .. } = workspace;
+        let ops = &mut self.ops;
+        visit(ops, narrow, &layer.query_key_value, Epilogue::Bias, wide)?;
+        visit(ops, narrow, &layer.output, Epilogue::Residual, hidden)?;
+        visit(ops, narrow, &layer.expand, Epilogue::Gelu, wide)?;
+        visit(ops, wide, &layer.contract, Epilogue::Residual, hidden)
+    }
+
+    /// Makes room for batches of `tokens`, if there is not enough yet.
+    ///
+    /// # Errors
+    /// [`EngineError::OutOfMemory`] when there is none; the next batch then allocates what it needs.
+    pub fn reserve(&mut self, tokens: usize) -> Result<(), EngineError> {
         if self.workspace.as_ref().is_some_and(|workspace| workspace.tokens >= tokens) {
             return Ok(());
         }
         // The old activations go first: both at once might not fit.
         self.workspace = None;
-        self.workspace = Some(Workspace {
-            tokens,
-            hidden: self.ops.activations(tokens, self.config.hidden)?,
-            narrow: self.ops.activations(tokens, self.config.hidden)?,
-            wide: self.ops.activations(tokens, wide(&self.config))?,
-        });
+        self.workspace = Some(Workspace::new(&mut self.ops, &self.config, tokens)?);
         Ok(())
+    }
+}
+
+impl<O: Ops> Layer<O> {
+    fn run(
+        &self,
+        ops: &mut O,
+        config: &ModelConfig,
+        layout: &O::Layout,
+        workspace: &mut Workspace<O>,
+        progress: &Progress,
+    ) -> Result<(), EngineError> {
+        let Workspace { hidden, narrow, wide, .. } = workspace;
+        ops.layer_norm(layout, hidden, &self.attention_norm, narrow)?;
+        ops.apply(layout, narrow, &self.query_key_value, Epilogue::Bias, wide)?;
+        progress.tick();
+        ops.attention(layout, wide, config.heads, progress, narrow)?;
+        ops.apply(layout, narrow, &self.output, Epilogue::Residual, hidden)?;
+        progress.tick();
+        ops.layer_norm(layout, hidden, &self.feed_forward_norm, narrow)?;
+        ops.apply(layout, narrow, &self.expand, Epilogue::Gelu, wide)?;
+        progress.tick();
+        ops.apply(layout, wide, &self.contract, Epilogue::Residual, hidden)?;
+        progress.tick();
+        Ok(())
+    }
+}
+
+impl<O: Ops> Workspace<O> {
+    fn new(ops: &mut O, config: &ModelConfig, tokens: usize) -> Result<Self, EngineError> {
+        Ok(Self {
+            tokens,
+            hidden: ops.residual(tokens, config.hidden)?,
+            narrow: ops.activations(tokens, config.hidden)?,
+            wide: ops.activations(tokens, wide(config))?,
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a batch ends with")]
+    fn pool(
+        &mut self,
+        ops: &mut O,
+        config: &ModelConfig,
+        layout: &O::Layout,
+        final_norm: Option<&O::Norm>,
+        pooling: Pooling,
+        batch: &Batch,
+        progress: &Progress,
+    ) -> Result<Pending<O>, EngineError> {
+        let last = match final_norm {
+            Some(norm) => {
+                ops.final_norm(layout, &self.hidden, norm, &mut self.wide)?;
+                &self.wide
+            }
+            None => &self.hidden,
+        };
+        let pooled = ops.pool(layout, last, config.hidden, pooling)?;
+        progress.tick();
+        let rows = (0..batch.len()).map(|index| batch.rows(index, pooling)).collect();
+        Ok(Pending { rows, pooled: Some(pooled) })
+    }
+}
+
+/// Weights as they are prepared, one part at a time.
+struct Source<'a> {
+    model: &'a Model,
+    layers: usize,
+}
+
+impl<'a> Source<'a> {
+    fn new(model: &'a Model, options: &EngineOptions) -> Result<Self, EngineError> {
+        if options.layer > model.config().layers {
+            return Err(EngineError::Model(format!(
+                "layer {} was asked for, but model `{}` has layers 0 to {}",
+                options.layer,
+                model.name(),
+                model.config().layers
+            )));
+        }
+        Ok(Self { model, layers: options.layer })
+    }
+
+    fn get(&self, weight: Weight) -> Result<Tensor<'a>, EngineError> {
+        self.model.tensor(weight).map_err(|error| EngineError::Model(chain(&error)))
+    }
+
+    fn table<O: Ops>(&self, ops: &mut O) -> Result<O::Table, EngineError> {
+        ops.table(&self.get(Weight::Embedding)?)
+    }
+
+    fn layer<O: Ops>(&self, ops: &mut O, index: usize) -> Result<Layer<O>, EngineError> {
+        use LayerWeight as W;
+        let part = |part: LayerWeight| self.get(Weight::Layer(index, part));
+        let rows = |weight: LayerWeight, bias: LayerWeight| {
+            Ok::<_, EngineError>(LinearRows { weight: part(weight)?, bias: part(bias)? })
+        };
+        let eps = self.model.config().layer_norm_eps;
+        Ok(Layer {
+            attention_norm: ops.norm(&part(W::AttentionNormScale)?, &part(W::AttentionNormShift)?, eps)?,
+            query_key_value: ops.linear(&[
+                rows(W::Query, W::QueryBias)?,
+                rows(W::Key, W::KeyBias)?,
+                rows(W::Value, W::ValueBias)?,
+            ])?,
+            output: ops.linear(&[rows(W::Output, W::OutputBias)?])?,
+            feed_forward_norm: ops.norm(
+                &part(W::FeedForwardNormScale)?,
+                &part(W::FeedForwardNormShift)?,
+                eps,
+            )?,
+            expand: ops.linear(&[rows(W::Expand, W::ExpandBias)?])?,
+            contract: ops.linear(&[rows(W::Contract, W::ContractBias)?])?,
+        })
+    }
+
+    /// Only the last layer's output passes it.
+    fn final_norm<O: Ops>(&self, ops: &mut O) -> Result<Option<O::Norm>, EngineError> {
+        if self.layers < self.model.config().layers {
+            return Ok(None);
+        }
+        let eps = self.model.config().layer_norm_eps;
+        ops.norm(&self.get(Weight::FinalNormScale)?, &self.get(Weight::FinalNormShift)?, eps).map(Some)
     }
 }
 

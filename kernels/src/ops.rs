@@ -26,13 +26,24 @@ pub struct LinearRows<'a> {
     pub bias: Tensor<'a>,
 }
 
+/// What a batch comes to, on the host.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PooledRows {
+    /// Row-major [rows, hidden].
+    pub values: Vec<f32>,
+    /// Sequences whose rows hold NaN or infinity; `None` where the device has not looked.
+    pub non_finite: Option<Vec<u32>>,
+}
+
 /// The operations of an ESM-2 encoder on one device.
 ///
 /// Activations are row-major [tokens, width], one row per token of the packed batch, no padding
-/// between sequences. Calls may return before the device has finished, except [`Ops::pool`].
+/// between sequences. Calls may return before the device has finished, except [`Ops::wait`].
 pub trait Ops {
     /// Memory for activations, at least [tokens, width].
     type Activations;
+    /// Rows on their way to the host.
+    type Pooled;
     /// A batch's tokens and sequence limits, where the device can read them.
     type Layout;
     /// The token embeddings.
@@ -65,6 +76,14 @@ pub trait Ops {
     /// # Errors
     /// [`EngineError::OutOfMemory`] when they do not fit.
     fn activations(&mut self, tokens: usize, width: usize) -> Result<Self::Activations, EngineError>;
+
+    /// Allocates the residual stream, which a device may keep in more digits than other activations.
+    ///
+    /// # Errors
+    /// [`EngineError::OutOfMemory`] when it does not fit.
+    fn residual(&mut self, tokens: usize, width: usize) -> Result<Self::Activations, EngineError> {
+        self.activations(tokens, width)
+    }
 
     /// Makes `batch` known to the device.
     ///
@@ -99,6 +118,22 @@ pub trait Ops {
         out: &mut Self::Activations,
     ) -> Result<(), EngineError>;
 
+    /// As [`Ops::layer_norm`], for rows that are pooled next: a device may keep them in more digits.
+    ///
+    /// `out` has room for the widest activations.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn final_norm(
+        &mut self,
+        layout: &Self::Layout,
+        x: &Self::Activations,
+        norm: &Self::Norm,
+        out: &mut Self::Activations,
+    ) -> Result<(), EngineError> {
+        self.layer_norm(layout, x, norm, out)
+    }
+
     /// Applies a linear layer: `x` [tokens, inputs] to `out` [tokens, outputs].
     ///
     /// # Errors
@@ -130,7 +165,7 @@ pub trait Ops {
         out: &mut Self::Activations,
     ) -> Result<(), EngineError>;
 
-    /// Pools `x` [tokens, hidden] and waits for the result, row-major [rows, hidden] in f32.
+    /// Pools `x` [tokens, hidden]; the rows leave the device by themselves.
     ///
     /// # Errors
     /// When the device fails.
@@ -140,5 +175,11 @@ pub trait Ops {
         x: &Self::Activations,
         hidden: usize,
         pooling: Pooling,
-    ) -> Result<Vec<f32>, EngineError>;
+    ) -> Result<Self::Pooled, EngineError>;
+
+    /// Waits for pooled rows. Ticks `progress` only when the device has got further.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn wait(&mut self, pooled: Self::Pooled, progress: &Progress) -> Result<PooledRows, EngineError>;
 }

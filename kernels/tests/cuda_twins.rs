@@ -14,7 +14,7 @@ use kernels::cuda::twin::{self, Attend, PoolMode, Stored};
 use kernels::cuda::{ROTARY_HEAD_WIDTHS, attention_scale, rotary_angles, rows_before, tiles};
 use kernels::encoder::Encoder;
 use kernels::model::{StoredType, Tensor};
-use kernels::ops::{Epilogue, LinearRows, Ops};
+use kernels::ops::{Epilogue, LinearRows, Ops, PooledRows};
 use kernels::{Batch, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress};
 use proptest::test_runner::TestRunner;
 use serde::Deserialize;
@@ -64,6 +64,7 @@ fn widened<T: Stored>(values: &[T]) -> Vec<f32> {
 
 impl<T: Stored + 'static> Ops for TwinOps<T> {
     type Activations = Rows<T>;
+    type Pooled = Vec<f32>;
     type Layout = Layout;
     type Table = (Vec<T>, usize);
     type Norm = Norm;
@@ -190,6 +191,10 @@ impl<T: Stored + 'static> Ops for TwinOps<T> {
     ) -> Result<Vec<f32>, EngineError> {
         let pooled: Vec<i32> = layout.batch.pooled_residues.iter().map(|&rows| rows as i32).collect();
         Ok(pool(&x.wide, layout, &pooled, hidden, pooling).0)
+    }
+
+    fn wait(&mut self, values: Vec<f32>, _progress: &Progress) -> Result<PooledRows, EngineError> {
+        Ok(PooledRows { values, non_finite: None })
     }
 }
 

@@ -16,7 +16,7 @@ use super::pooling::pool;
 use super::product::{PackedLinear, ROW_QUANTUM, TILE_VECTORS, lanes};
 use crate::alphabet::MASK;
 use crate::model::Tensor;
-use crate::ops::{Epilogue, LinearRows, Ops};
+use crate::ops::{Epilogue, LinearRows, Ops, PooledRows};
 use crate::{Batch, EngineError, Pooling, Progress};
 
 /// Most rows that one task of a row-wise operation takes. Every task streams the weights once, so
@@ -101,6 +101,7 @@ fn padded_rows(tokens: usize) -> usize {
 
 impl Ops for CpuOps {
     type Activations = Activations;
+    type Pooled = Vec<f32>;
     type Layout = Layout;
     type Table = Table;
     type Norm = CpuNorm;
@@ -290,6 +291,10 @@ impl Ops for CpuOps {
             });
         });
         Ok(values)
+    }
+
+    fn wait(&mut self, values: Vec<f32>, _progress: &Progress) -> Result<PooledRows, EngineError> {
+        Ok(PooledRows { values, non_finite: None })
     }
 }
 

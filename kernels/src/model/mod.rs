@@ -53,7 +53,7 @@ const SHARDS_MAX: usize = 1_024;
 /// An ESM-2 model: its configuration and a view of every weight.
 ///
 /// Every tensor the forward pass needs was found with the right shape when this value exists.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     config: ModelConfig,
     name: String,

@@ -87,7 +87,7 @@ impl Bytes {
 }
 
 /// Where a tensor's bytes come from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Origin {
     /// A range of a weight file.
     Range(Bytes, Range<usize>),
@@ -96,7 +96,7 @@ enum Origin {
 }
 
 /// A tensor as found in a file, nothing checked but its place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StoredTensor {
     path: PathBuf,
     name: String,
