@@ -1,8 +1,10 @@
 //! The kernels of the CUDA engine as data, and what each computes in plain Rust.
 //!
 //! Compiled on every machine and free of any CUDA library: the sources are text, a launch is numbers,
-//! a twin is a loop. What loads libraries, compiles and launches is elsewhere.
+//! a twin is a loop. What loads libraries, compiles and launches is in [`host`].
 
+#[cfg(feature = "cuda")]
+pub mod host;
 mod launch;
 mod sources;
 pub mod twin;

@@ -1,0 +1,197 @@
+//! Where a CUDA library may lie, best place first.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::CudaLibrary;
+
+/// Environment variable that names a folder with CUDA libraries; those in it are used before all others.
+pub(super) const FOLDER_VARIABLE: &str = "VIRNUCPRO_CUDA";
+
+/// Places to look in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Search {
+    /// The folder that the user named.
+    preferred: Option<PathBuf>,
+    /// Folders that the system's loader does not look in, best first.
+    folders: Vec<PathBuf>,
+}
+
+impl Search {
+    /// The places of this machine, by its environment variables.
+    pub(super) fn from_environment() -> Self {
+        Self::new(&|name| std::env::var_os(name), Path::new("/"))
+    }
+
+    /// `root`: where `/usr` is, for tests.
+    fn new(variable: &dyn Fn(&str) -> Option<OsString>, root: &Path) -> Self {
+        let folder = |name: &str| {
+            let path = PathBuf::from(variable(name).filter(|path| !path.is_empty())?);
+            Some(std::path::absolute(&path).unwrap_or(path))
+        };
+        let preferred = folder(FOLDER_VARIABLE);
+        let mut folders = Vec::new();
+        for toolkit in ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(folder) {
+            folders.extend(toolkit_folders(&toolkit));
+        }
+        let local = root.join("usr/local");
+        for toolkit in [local.join("cuda"), root.join("opt/cuda")] {
+            folders.extend(toolkit_folders(&toolkit));
+        }
+        for toolkit in matching(&local, "cuda-") {
+            folders.extend(toolkit_folders(&toolkit));
+        }
+        let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(folder);
+        let users = folder("HOME").map(|home| home.join(".local"));
+        for prefix in environments.chain(users).chain([local.clone(), root.join("usr")]) {
+            folders.extend(wheel_folders(&prefix.join("lib")));
+        }
+        folders.extend(folder("CONDA_PREFIX").map(|prefix| prefix.join("lib")));
+        // The driver's library alone: containers, WSL and NixOS lay it where the loader is not always told to look.
+        let of_driver = ["usr/local/nvidia/lib64", "usr/lib/wsl/lib", "run/opengl-driver/lib"];
+        folders.extend(of_driver.map(|folder| root.join(folder)));
+        folders.retain(|folder| folder.is_dir());
+        Self { preferred, folders }
+    }
+
+    /// Files to try for a library, best first; bare names stand for the loader's own search.
+    pub(super) fn candidates(&self, names: &[String]) -> Vec<PathBuf> {
+        let within = |folder: &PathBuf| {
+            let folder = folder.clone();
+            names.iter().map(move |name| folder.join(name)).filter(|file| file.is_file())
+        };
+        let mut files: Vec<PathBuf> = self.preferred.iter().flat_map(within).collect();
+        files.extend(names.iter().map(PathBuf::from));
+        files.extend(self.folders.iter().flat_map(within));
+        files
+    }
+
+    /// Whether the user asked for this file, where the loader might know another one.
+    pub(super) fn is_preferred(&self, file: &Path) -> bool {
+        self.preferred.as_deref().is_some_and(|folder| file.starts_with(folder))
+    }
+}
+
+/// Names that the library's file may have, best first.
+///
+/// A driver of CUDA 12 runs no library of CUDA 13, the other way round all is well. Without a version come links of
+/// development packages, whose version only opening them would tell.
+pub(super) fn file_names(library: CudaLibrary, driver_major: Option<u32>) -> Vec<String> {
+    let stem = library.stem();
+    let versions: &[&str] = match library {
+        CudaLibrary::Driver => &[".1", ""],
+        CudaLibrary::BlasLt | CudaLibrary::Nvrtc => match driver_major {
+            Some(..=12) => &[".12", ""],
+            Some(_) | None => &[".13", ".12", ""],
+        },
+    };
+    let name = |version: &&str| match *version {
+        "" => format!("lib{stem}.so"),
+        version => format!("lib{stem}.so{version}"),
+    };
+    versions.iter().map(name).collect()
+}
+
+/// Where the libraries of a toolkit are.
+fn toolkit_folders(toolkit: &Path) -> [PathBuf; 3] {
+    let target = format!("targets/{}-linux/lib", std::env::consts::ARCH);
+    [toolkit.join("lib64"), toolkit.join("lib"), toolkit.join(target)]
+}
+
+/// Where wheels of NVIDIA's have their libraries, below a `lib` folder with Python versions.
+fn wheel_folders(lib: &Path) -> Vec<PathBuf> {
+    let mut folders = Vec::new();
+    for python in matching(lib, "python3") {
+        for packages in ["site-packages", "dist-packages"] {
+            for wheel in matching(&python.join(packages).join("nvidia"), "") {
+                folders.push(wheel.join("lib"));
+            }
+        }
+    }
+    folders
+}
+
+/// Folders whose names begin so, the newest version first.
+fn matching(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut found: Vec<(Vec<u32>, PathBuf)> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name();
+            let rest = name.to_str()?.strip_prefix(prefix)?;
+            let numbers = rest.split(|letter: char| !letter.is_ascii_digit());
+            Some((numbers.filter_map(|number| number.parse().ok()).collect(), entry.path()))
+        })
+        .collect();
+    found.sort_by(|(a, path_a), (b, path_b)| b.cmp(a).then_with(|| path_a.cmp(path_b)));
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::fs;
+
+    use super::*;
+
+    fn touch(root: &Path, file: &str) -> PathBuf {
+        let path = root.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, b"").unwrap();
+        path
+    }
+
+    fn search(root: &Path, variables: &[(&str, &Path)]) -> Search {
+        let variables: HashMap<&str, OsString> =
+            variables.iter().map(|(name, path)| (*name, path.as_os_str().to_owned())).collect();
+        Search::new(&|name| variables.get(name).cloned(), root)
+    }
+
+    #[test]
+    fn the_named_folder_comes_first_then_the_loader_then_known_places() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let named = touch(root, "named/libnvrtc.so.12");
+        let home = touch(root, "toolkit/lib64/libnvrtc.so.13");
+        let newest = touch(root, "usr/local/cuda-13.10/lib64/libnvrtc.so.13");
+        let newer = touch(root, "usr/local/cuda-13.9/lib64/libnvrtc.so.13");
+        let virtual_env = touch(root, "venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13");
+        let own =
+            touch(root, "home/.local/lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
+        let conda = touch(root, "conda/lib/libnvrtc.so.13");
+        let search = search(
+            root,
+            &[
+                ("VIRNUCPRO_CUDA", &root.join("named")),
+                ("CUDA_HOME", &root.join("toolkit")),
+                ("VIRTUAL_ENV", &root.join("venv")),
+                ("CONDA_PREFIX", &root.join("conda")),
+                ("HOME", &root.join("home")),
+            ],
+        );
+        let names = file_names(CudaLibrary::Nvrtc, None);
+        let bare = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from);
+        let mut expected = vec![named.clone()];
+        expected.extend(bare);
+        expected.extend([home, newest, newer, virtual_env, own, conda]);
+        assert_eq!(search.candidates(&names), expected);
+        assert!(search.is_preferred(&named));
+        assert!(!search.is_preferred(Path::new("libnvrtc.so.13")));
+    }
+
+    #[test]
+    fn without_variables_only_the_loader_is_asked() {
+        let root = tempfile::tempdir().unwrap();
+        let search = search(root.path(), &[("VIRNUCPRO_CUDA", Path::new(""))]);
+        assert_eq!(search, Search::default());
+        let names = file_names(CudaLibrary::Driver, None);
+        assert_eq!(search.candidates(&names), ["libcuda.so.1", "libcuda.so"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_driver_of_cuda_12_is_given_no_library_of_cuda_13() {
+        let names = file_names(CudaLibrary::BlasLt, Some(12));
+        assert_eq!(names, ["libcublasLt.so.12", "libcublasLt.so"]);
+        assert_eq!(file_names(CudaLibrary::BlasLt, Some(13))[0], "libcublasLt.so.13");
+    }
+}
