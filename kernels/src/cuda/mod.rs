@@ -9,5 +9,7 @@ mod launch;
 mod sources;
 pub mod twin;
 
+#[cfg(feature = "cuda")]
+pub use host::{CudaEngine, Gpu, bench};
 pub use launch::{Launch, ROTARY_HEAD_WIDTHS, TILE_ROWS, attention_scale, rotary_angles, rows_before, tiles};
 pub use sources::{COMPILE_OPTIONS, Kernel, Number, Source};

@@ -17,6 +17,7 @@ use crate::cuda::{COMPILE_OPTIONS, Kernel, Number, Source};
 use cache::Cache;
 
 pub use cache::CacheWarning;
+pub(super) use cache::folder;
 
 /// Every kernel for one head width, loaded on one GPU.
 #[derive(Debug)]

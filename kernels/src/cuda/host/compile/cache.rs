@@ -45,6 +45,11 @@ pub struct CacheWarning {
     pub reason: String,
 }
 
+/// The folder where files for the next start are kept; `None` where none is known.
+pub(in crate::cuda::host) fn folder() -> Option<PathBuf> {
+    Cache::from_environment().map(|cache| cache.folder)
+}
+
 impl Cache {
     /// The folder of `VIRNUCPRO_CACHE`, or the user's; `None` where neither is known.
     pub(super) fn from_environment() -> Option<Self> {

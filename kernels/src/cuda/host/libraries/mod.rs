@@ -127,6 +127,7 @@ impl CudaLibrary {
                 "cublasLtMatmulPreferenceDestroy",
                 "cublasLtMatmulPreferenceSetAttribute",
                 "cublasLtMatmulAlgoGetHeuristic",
+                "cublasLtMatmulAlgoCheck",
             ],
             Self::Nvrtc => &[
                 "nvrtcVersion",

@@ -1,0 +1,320 @@
+//! The CUDA engine: a model on one GPU, several batches under way.
+
+use std::collections::VecDeque;
+
+use super::compile::Modules;
+use super::device::Gpu;
+use super::error::CudaError;
+use super::memory::{MemoryPlan, Numbers};
+use super::ops::CudaOps;
+use super::profile::Profile;
+use super::slots::SLOTS;
+use crate::cuda::Number;
+use crate::encoder::{Encoder, Pending};
+use crate::{
+    Batch, Embeddings, Engine, EngineDescription, EngineError, EngineOptions, Model, Precision, Progress,
+};
+
+/// Parts of the token budget whose products are timed at start-up: the last batches of a job, and those of a device
+/// that ran out of memory, are smaller.
+const TIMED_PARTS: [usize; 3] = [1, 2, 4];
+
+/// Fewest rows that are worth timing.
+const TIMED_ROWS_MIN: usize = 512;
+
+/// A model on a GPU.
+pub struct CudaEngine {
+    // Dropped in this order: batches under way, then what they compute with.
+    begun: VecDeque<Pending<CudaOps>>,
+    encoder: Encoder<CudaOps>,
+    gpu: Gpu,
+    model: Model,
+    options: EngineOptions,
+    description: EngineDescription,
+    warnings: Vec<String>,
+    /// Largest share of the device's memory seen in use since it was asked for.
+    memory: f32,
+    /// Why the device is unusable.
+    failed: Option<String>,
+}
+
+impl CudaEngine {
+    /// Puts `model` on `gpu`.
+    ///
+    /// # Errors
+    /// [`EngineError::Model`] when the GPU is too old for `options.precision`, the model does not fit its free memory
+    /// or cannot be read, or a layer beyond it is asked for; the device's own errors.
+    pub fn load(gpu: Gpu, model: &Model, options: EngineOptions) -> Result<Self, EngineError> {
+        let config = model.config();
+        let numbers = Numbers::of(options.precision);
+        let at_load = |error: CudaError| short_of_memory(error.into_engine_error(0));
+        let mut warnings = Vec::new();
+        let modules =
+            Modules::load(&gpu, &[numbers.inside, Number::F32], config.head_width()).map_err(at_load)?;
+        warnings.extend(modules.warning().map(ToString::to_string));
+        let memory = gpu.memory().map_err(at_load)?;
+        let plan = MemoryPlan::new(
+            config,
+            options.layer.min(config.layers),
+            options.pooling,
+            numbers,
+            (memory.free, memory.total),
+            gpu.multiprocessors(),
+        )
+        .map_err(|error| EngineError::Model(format!("{}: {error}", gpu.name())))?;
+        let mut ops = CudaOps::new(&gpu, modules, numbers, config.head_width()).map_err(at_load)?;
+        ops.set_token_budget(plan.token_budget);
+        let mut encoder = Encoder::load(ops, model, options.clone()).map_err(short_of_memory)?;
+        encoder.ops_mut().finish_uploads().map_err(short_of_memory)?;
+        encoder.reserve(plan.token_budget).map_err(short_of_memory)?;
+        let description = EngineDescription {
+            name: format!("cuda ({}, {})", gpu.name(), name(options.precision)),
+            hidden: config.hidden,
+            weights_bytes: plan.weights_bytes,
+            bytes_per_token: plan.bytes_per_token,
+            token_budget: Some(u32::try_from(plan.token_budget).unwrap_or(u32::MAX)),
+            slots: SLOTS as u32,
+        };
+        let mut engine = Self {
+            begun: VecDeque::new(),
+            encoder,
+            gpu,
+            model: model.clone(),
+            options,
+            description,
+            warnings,
+            memory: 0.0,
+            failed: None,
+        };
+        engine.tune(plan.token_budget)?;
+        engine.look_at_memory();
+        Ok(engine)
+    }
+
+    /// What is not as it should be, though the engine works: for the log.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The GPU.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Runs `batch` alone and tells how long the device took over which kind of work.
+    ///
+    /// # Errors
+    /// As of [`Engine::run`].
+    pub fn profile(&mut self, batch: &Batch) -> Result<Profile, EngineError> {
+        if !self.begun.is_empty() {
+            return Err(EngineError::Batch("a batch is profiled while others compute".into()));
+        }
+        self.encoder.ops_mut().record();
+        let run = self.run(batch, &Progress::default());
+        let profile = self.encoder.ops_mut().recorded();
+        run?;
+        match profile {
+            Some(profile) => profile.map_err(|error| error.into_engine_error(batch.token_count())),
+            None => Ok(Profile::default()),
+        }
+    }
+
+    /// Runs a made-up batch, so that activations look like a protein's, and times products on them.
+    ///
+    /// On zeros the hardware runs faster than on real numbers.
+    fn tune(&mut self, budget: usize) -> Result<(), EngineError> {
+        let rows = |part: usize| (budget / part).next_multiple_of(128).min(budget);
+        let sizes: Vec<usize> = TIMED_PARTS
+            .into_iter()
+            .map(rows)
+            .filter(|&rows| rows == budget || rows >= TIMED_ROWS_MIN)
+            .collect();
+        self.begin(&warm_up(budget), false, &Progress::default())?;
+        match self.finish(&Progress::default()) {
+            // What the weights make of nonsense is not the question.
+            Ok(_) | Err(EngineError::NonFinite { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        for rows in sizes {
+            self.encoder.visit_products(budget, |ops, x, linear, epilogue, out| {
+                ops.tune(rows, x, linear, epilogue, out)
+            })?;
+        }
+        // Adding up residual sums many times over may have made infinities.
+        self.encoder.visit_products(budget, |ops, x, _, _, out| {
+            ops.clear(x)?;
+            ops.clear(out)
+        })?;
+        if let Some(reason) = self.encoder.ops_mut().keep_plans() {
+            self.warnings.push(format!(
+                "timings of matrix products cannot be kept ({reason}), so that every start repeats them: set \
+                 VIRNUCPRO_CACHE to a folder that can be written"
+            ));
+        }
+        self.encoder.ops_mut().settle(0)
+    }
+
+    fn enqueue(
+        &mut self,
+        batch: &Batch,
+        exact: bool,
+        progress: &Progress,
+    ) -> Result<Pending<CudaOps>, EngineError> {
+        if !exact || self.options.precision == Precision::Fp32 {
+            return self.encoder.begin(batch, progress);
+        }
+        let numbers = self.encoder.ops_mut().set_numbers(Numbers::of(Precision::Fp32));
+        let pending = self.encoder.begin_streamed(&self.model, batch, progress);
+        let uploaded = self.encoder.ops_mut().finish_uploads();
+        self.encoder.ops_mut().set_numbers(numbers);
+        let pending = pending.map_err(|error| match error {
+            // Weights that did not fit: fewer tokens leave them more room.
+            EngineError::OutOfMemory { .. } => EngineError::OutOfMemory { tokens: batch.token_count() },
+            error => error,
+        })?;
+        uploaded.map(|()| pending)
+    }
+
+    /// Remembers what ends the engine.
+    fn noted<T>(&mut self, result: Result<T, EngineError>) -> Result<T, EngineError> {
+        if let Err(EngineError::Device(reason)) = &result {
+            self.failed = Some(reason.clone());
+            self.begun.clear();
+        }
+        result
+    }
+
+    fn usable(&self) -> Result<(), EngineError> {
+        match &self.failed {
+            Some(reason) => Err(EngineError::Device(reason.clone())),
+            None => self
+                .gpu
+                .context()
+                .bind_to_thread()
+                .map_err(|error| CudaError::from(error).into_engine_error(0)),
+        }
+    }
+
+    fn look_at_memory(&mut self) {
+        if let Ok(memory) = self.gpu.memory() {
+            let used = memory.total.saturating_sub(memory.free) as f32 / memory.total.max(1) as f32;
+            self.memory = self.memory.max(used);
+        }
+    }
+}
+
+impl Engine for CudaEngine {
+    fn description(&self) -> &EngineDescription {
+        &self.description
+    }
+
+    fn run(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
+        self.alone(batch, false, progress)
+    }
+
+    fn run_exact(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
+        self.alone(batch, true, progress)
+    }
+
+    fn depth(&self) -> usize {
+        SLOTS
+    }
+
+    fn begin(&mut self, batch: &Batch, exact: bool, progress: &Progress) -> Result<(), EngineError> {
+        self.usable()?;
+        if self.begun.len() >= SLOTS {
+            return Err(EngineError::Batch(format!("{SLOTS} batches have begun and not been finished")));
+        }
+        let pending = self.enqueue(batch, exact, progress).or_else(|error| {
+            // What was enqueued of it may still use its slot.
+            self.encoder.ops_mut().settle(batch.token_count())?;
+            Err(error)
+        });
+        let pending = self.noted(pending)?;
+        self.begun.push_back(pending);
+        Ok(())
+    }
+
+    fn finish(&mut self, progress: &Progress) -> Result<Embeddings, EngineError> {
+        self.usable()?;
+        let Some(pending) = self.begun.pop_front() else {
+            return Err(EngineError::Batch("no batch has begun".into()));
+        };
+        let result = self.encoder.finish(pending, progress);
+        self.noted(result)
+    }
+
+    fn memory_in_use(&mut self) -> Option<f32> {
+        self.usable().ok()?;
+        self.look_at_memory();
+        Some(std::mem::take(&mut self.memory))
+    }
+}
+
+impl CudaEngine {
+    fn alone(&mut self, batch: &Batch, exact: bool, progress: &Progress) -> Result<Embeddings, EngineError> {
+        if !self.begun.is_empty() {
+            return Err(EngineError::Batch("a batch is run alone while others compute".into()));
+        }
+        self.begin(batch, exact, progress)?;
+        self.finish(progress)
+    }
+}
+
+/// Running out of memory where the plan had room.
+fn short_of_memory(error: EngineError) -> EngineError {
+    match error {
+        EngineError::OutOfMemory { .. } => {
+            EngineError::Device("another process took the GPU's memory while weights were loaded".into())
+        }
+        error => error,
+    }
+}
+
+fn name(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Fp32 => "fp32",
+        Precision::Fp16 => "fp16",
+        Precision::Bf16 => "bf16",
+    }
+}
+
+/// `tokens` tokens of made-up proteins.
+fn warm_up(tokens: usize) -> Batch {
+    const LENGTH: usize = 256;
+    let mut batch = Batch::default();
+    let mut state = 1u64;
+    while batch.token_count() < tokens {
+        let left = tokens - batch.token_count();
+        // A remainder too short for a sequence goes to the one before it.
+        let length = if left < 2 * LENGTH { left } else { LENGTH };
+        if length < 3 {
+            break;
+        }
+        let mut sequence = vec![0u8];
+        sequence.extend((2..length).map(|_| {
+            // Knuth's MMIX; the high bits are the good ones.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            4 + (state >> 33) as u8 % 20
+        }));
+        sequence.push(2);
+        let residues = (length - 2) as u32;
+        batch.push_tokens(batch.len() as u64, &sequence, residues);
+    }
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_made_up_batch_has_the_tokens_asked_for() {
+        for tokens in [128, 255, 256, 300, 511, 512, 513, 1_024, 33_792] {
+            let batch = warm_up(tokens);
+            assert_eq!(batch.check(33), Ok(()));
+            assert_eq!(batch.token_count(), tokens);
+            assert!(batch.max_seqlen() < 512);
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Matrix products by cuBLASLt, with an algorithm chosen once for each shape.
+//!
+//! The library's own choice is an estimate; timing its best candidates on the device finds what is faster. That is
+//! done at start-up for a few numbers of rows and kept on disk ([`super::plans`]); other numbers of rows take the
+//! choice of the next larger one timed, if the library says that it fits, or else the library's first estimate.
+//!
+//! Algorithms that split the inner dimension over several blocks are left out: these products are wide enough, and a
+//! row's sum then depends on nothing but the row and the algorithm.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::ptr;
+use std::sync::Arc;
+
+use cudarc::cublaslt::{result, sys};
+use cudarc::driver::CudaStream;
+
+use super::buffer::DeviceBytes;
+use super::device::Gpu;
+use super::error::{CudaError, During};
+use super::libraries::{self, CudaLibrary};
+use super::memory::WORKSPACE_BYTES;
+use super::plans::{Choice, Fused, Plans, Shape};
+use super::time::Stopwatch;
+use crate::cuda::Number;
+
+/// Candidates that are timed for a shape: beyond the library's first few none was found faster by its users.
+const CANDIDATES: usize = 8;
+
+/// Runs of a candidate, after one to warm up; their median counts.
+const REPEATS: usize = 5;
+
+fn data_type(number: Number) -> sys::cudaDataType {
+    match number {
+        Number::F32 => sys::cudaDataType::CUDA_R_32F,
+        Number::F16 => sys::cudaDataType::CUDA_R_16F,
+        Number::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+    }
+}
+
+/// What a product does besides multiplying, with its bias.
+#[derive(Debug)]
+pub(super) struct Descriptor {
+    raw: sys::cublasLtMatmulDesc_t,
+    fused: Fused,
+    out: Number,
+}
+
+// SAFETY: the library's descriptors are plain memory, not bound to a thread.
+unsafe impl Send for Descriptor {}
+
+impl Descriptor {
+    /// `bias`: [outputs] of type `out` on the device, alive as long as products run; unused for
+    /// [`Fused::Nothing`].
+    pub(super) fn new(fused: Fused, out: Number, bias: u64) -> Result<Self, CudaError> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        let doing = "describing a matrix product";
+        // True f32 for f32 factors: TF32 would be another compute type.
+        let raw = result::create_matmul_desc(
+            sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            sys::cudaDataType::CUDA_R_32F,
+        )
+        .during(doing)?;
+        let descriptor = Self { raw, fused, out };
+        descriptor.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &1i32)?;
+        if fused != Fused::Nothing {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
+            descriptor.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            descriptor.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
+            descriptor.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &(data_type(out) as i32))?;
+        }
+        Ok(descriptor)
+    }
+
+    fn set<V>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: &V) -> Result<(), CudaError> {
+        let value = ptr::from_ref(value).cast::<c_void>();
+        // SAFETY: the descriptor is alive; the library copies as many bytes as the value has.
+        unsafe { result::set_matmul_desc_attribute(self.raw, attribute, value, size_of::<V>()) }
+            .during("describing a matrix product")
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once; the library has read it at each call.
+        let _ = unsafe { result::destroy_matmul_desc(self.raw) };
+    }
+}
+
+/// A matrix as the library sees it, by columns.
+struct Layout(sys::cublasLtMatrixLayout_t);
+
+impl Layout {
+    fn new(number: Number, rows: usize, columns: usize) -> Result<Self, CudaError> {
+        result::create_matrix_layout(data_type(number), rows as u64, columns as u64, rows as i64)
+            .during("describing a matrix")
+            .map(Self)
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        let _ = unsafe { result::destroy_matrix_layout(self.0) };
+    }
+}
+
+/// All that a product of one shape needs.
+struct Plan {
+    weight: Layout,
+    x: Layout,
+    out: Layout,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+/// Places of a product's operands on the device, all aligned to 16 bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operands {
+    /// [rows, inputs].
+    pub(super) x: u64,
+    /// [outputs, inputs].
+    pub(super) weight: u64,
+    /// [rows, outputs].
+    pub(super) out: u64,
+}
+
+struct Handle(sys::cublasLtHandle_t);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        let _ = unsafe { result::destroy_handle(self.0) };
+    }
+}
+
+/// The products of one device.
+pub(super) struct Gemm {
+    handle: Handle,
+    workspace: DeviceBytes,
+    stored: Plans,
+    plans: HashMap<Shape, Plan>,
+    /// Numbers of rows that were timed, ascending.
+    timed: Vec<usize>,
+    unwritten: bool,
+}
+
+// SAFETY: the library's handle and descriptors are not bound to a thread, and this value is used by one at a time.
+unsafe impl Send for Gemm {}
+
+impl Gemm {
+    /// `folder`: where choices are kept.
+    pub(super) fn new(gpu: &Gpu, stream: &Arc<CudaStream>, folder: Option<&Path>) -> Result<Self, CudaError> {
+        libraries::open()?;
+        let handle = Handle(result::create_handle().during("starting cuBLASLt")?);
+        let workspace = DeviceBytes::new(stream, WORKSPACE_BYTES as usize)?;
+        let version = |library| {
+            let (major, minor) = libraries::version(library).unwrap_or_default();
+            format!("{major}.{minor}")
+        };
+        // SAFETY: the library was opened, and this function of it found.
+        let library = unsafe { sys::cublasLtGetVersion() }.to_string();
+        let driver = version(CudaLibrary::Driver);
+        let device = [gpu.name(), &gpu.capability().to_string(), &driver, &library];
+        let stored = Plans::read(folder, &device);
+        Ok(Self { handle, workspace, stored, plans: HashMap::new(), timed: Vec::new(), unwritten: false })
+    }
+
+    /// Starts `out = x · weightᵀ`, then what `descriptor` adds.
+    pub(super) fn run(
+        &mut self,
+        stream: &CudaStream,
+        shape: Shape,
+        descriptor: &Descriptor,
+        operands: Operands,
+    ) -> Result<(), CudaError> {
+        debug_assert!(descriptor.fused == shape.fused && descriptor.out == shape.out);
+        if !self.plans.contains_key(&shape) {
+            let plan = self.plan(shape, descriptor)?;
+            self.plans.insert(shape, plan);
+        }
+        self.multiply(stream, &self.plans[&shape], descriptor, operands)
+    }
+
+    /// Finds the fastest algorithm for a shape, by timing unless that was done at an earlier start. `operands` are
+    /// overwritten.
+    pub(super) fn tune(
+        &mut self,
+        stream: &CudaStream,
+        shape: Shape,
+        descriptor: &Descriptor,
+        operands: Operands,
+    ) -> Result<(), CudaError> {
+        if let Err(place) = self.timed.binary_search(&shape.rows) {
+            self.timed.insert(place, shape.rows);
+        }
+        let mut plan = Plan {
+            weight: Layout::new(shape.number, shape.inputs, shape.outputs)?,
+            x: Layout::new(shape.number, shape.inputs, shape.rows)?,
+            out: Layout::new(shape.out, shape.outputs, shape.rows)?,
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        if let Some(choice) = self.stored.get(&shape) {
+            plan.algorithm.data = choice.algorithm;
+            if self.fits(&plan, descriptor) {
+                self.plans.insert(shape, plan);
+                return Ok(());
+            }
+        }
+        let mut best: Option<Choice> = None;
+        let stopwatch = Stopwatch::new(stream)?;
+        for algorithm in self.candidates(&plan, descriptor, CANDIDATES)? {
+            plan.algorithm = algorithm;
+            let microseconds = match self.time(stream, &stopwatch, &plan, descriptor, operands) {
+                Ok(microseconds) => microseconds,
+                Err(error) if error.is_sticky() => return Err(error),
+                // A candidate that does not run after all is none.
+                Err(_) => continue,
+            };
+            if best.is_none_or(|best| microseconds < best.microseconds) {
+                best = Some(Choice { algorithm: algorithm.data, microseconds });
+            }
+        }
+        let best = best.ok_or(CudaError::Blas {
+            doing: "timing matrix products",
+            status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
+        })?;
+        plan.algorithm.data = best.algorithm;
+        self.plans.insert(shape, plan);
+        self.stored.put(&shape, best);
+        self.unwritten = true;
+        Ok(())
+    }
+
+    /// Median time of a shape's product, in microseconds, once it was tuned.
+    pub(super) fn microseconds(&self, shape: &Shape) -> Option<f32> {
+        self.stored.get(shape).map(|choice| choice.microseconds)
+    }
+
+    /// Keeps new choices for the next start.
+    pub(super) fn keep(&mut self) -> std::io::Result<()> {
+        if std::mem::take(&mut self.unwritten) { self.stored.write() } else { Ok(()) }
+    }
+
+    fn plan(&self, shape: Shape, descriptor: &Descriptor) -> Result<Plan, CudaError> {
+        let mut plan = Plan {
+            weight: Layout::new(shape.number, shape.inputs, shape.outputs)?,
+            x: Layout::new(shape.number, shape.inputs, shape.rows)?,
+            out: Layout::new(shape.out, shape.outputs, shape.rows)?,
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        // What was fastest for more than twice the rows says little.
+        let near = self.timed.iter().find(|&&rows| rows >= shape.rows && rows <= 2 * shape.rows);
+        let choice = near.and_then(|&rows| self.stored.get(&Shape { rows, ..shape }));
+        if let Some(choice) = choice {
+            plan.algorithm.data = choice.algorithm;
+            if self.fits(&plan, descriptor) {
+                return Ok(plan);
+            }
+        }
+        let first = self.candidates(&plan, descriptor, 1)?.into_iter().next();
+        plan.algorithm = first.ok_or(CudaError::Blas {
+            doing: "looking for an algorithm for a matrix product",
+            status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
+        })?;
+        Ok(plan)
+    }
+
+    /// Whether the library runs this plan's algorithm for its shape.
+    fn fits(&self, plan: &Plan, descriptor: &Descriptor) -> bool {
+        let mut found = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+        // SAFETY: handle and descriptors are alive. The library checks the algorithm's words before it uses them.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle.0,
+                descriptor.raw,
+                plan.weight.0,
+                plan.x.0,
+                plan.out.0,
+                plan.out.0,
+                &plan.algorithm,
+                found.as_mut_ptr(),
+            )
+        };
+        // SAFETY: zeros are valid, and on success the library has written it.
+        let found = unsafe { found.assume_init() };
+        status.result().is_ok() && found.workspaceSize <= self.workspace.len()
+    }
+
+    /// The library's best estimates for a plan's shape.
+    fn candidates(
+        &self,
+        plan: &Plan,
+        descriptor: &Descriptor,
+        most: usize,
+    ) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, CudaError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        let doing = "looking for an algorithm for a matrix product";
+        let preference = Preference(result::create_matmul_pref().during(doing)?);
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &self.workspace.len())?;
+        let whole_sums = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &whole_sums)?;
+        let mut found = vec![MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed(); most];
+        let mut count = 0;
+        // SAFETY: handle and descriptors are alive; the library writes at most as many results as it is told.
+        unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle.0,
+                descriptor.raw,
+                plan.weight.0,
+                plan.x.0,
+                plan.out.0,
+                plan.out.0,
+                preference.0,
+                most as i32,
+                found.as_mut_ptr().cast(),
+                &mut count,
+            )
+        }
+        .result()
+        .during(doing)?;
+        let count = usize::try_from(count).unwrap_or(0).min(most);
+        Ok(found[..count]
+            .iter()
+            // SAFETY: zeros are valid, and the library has written these.
+            .map(|found| unsafe { found.assume_init() })
+            .filter(|found| found.state.result().is_ok() && found.workspaceSize <= self.workspace.len())
+            .map(|found| found.algo)
+            .collect())
+    }
+
+    fn time(
+        &self,
+        stream: &CudaStream,
+        stopwatch: &Stopwatch,
+        plan: &Plan,
+        descriptor: &Descriptor,
+        operands: Operands,
+    ) -> Result<f32, CudaError> {
+        self.multiply(stream, plan, descriptor, operands)?;
+        let mut times = [0.0; REPEATS];
+        for time in &mut times {
+            *time = stopwatch.microseconds(stream, || self.multiply(stream, plan, descriptor, operands))?;
+        }
+        times.sort_by(f32::total_cmp);
+        Ok(times[REPEATS / 2])
+    }
+
+    /// Row-major [rows, n] is the library's column-major [n, rows]: `outᵀ = weight · xᵀ`, of which the weight lies
+    /// transposed.
+    fn multiply(
+        &self,
+        stream: &CudaStream,
+        plan: &Plan,
+        descriptor: &Descriptor,
+        operands: Operands,
+    ) -> Result<(), CudaError> {
+        let one = 1.0f32;
+        let beta = if descriptor.fused == Fused::Residual { 1.0f32 } else { 0.0 };
+        let place = |pointer: u64| pointer as usize as *const c_void;
+        // SAFETY: handle, descriptors and algorithm are alive and made for each other; the operands have the shape's
+        // size, and outlive the product since buffers wait when dropped. The factors' pointers are read before the
+        // call returns.
+        unsafe {
+            result::matmul(
+                self.handle.0,
+                descriptor.raw,
+                ptr::from_ref(&one).cast(),
+                ptr::from_ref(&beta).cast(),
+                place(operands.weight),
+                plan.weight.0,
+                place(operands.x),
+                plan.x.0,
+                place(operands.out),
+                plan.out.0,
+                place(operands.out).cast_mut(),
+                plan.out.0,
+                &plan.algorithm,
+                place(self.workspace.pointer()).cast_mut(),
+                self.workspace.len(),
+                stream.cu_stream().cast(),
+            )
+        }
+        .during("a matrix product")
+    }
+}
+
+struct Preference(sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn set<V>(
+        &self,
+        attribute: sys::cublasLtMatmulPreferenceAttributes_t,
+        value: &V,
+    ) -> Result<(), CudaError> {
+        let value = ptr::from_ref(value).cast::<c_void>();
+        // SAFETY: the preference is alive; the library copies as many bytes as the value has.
+        unsafe { result::set_matmul_pref_attribute(self.0, attribute, value, size_of::<V>()) }
+            .during("looking for an algorithm for a matrix product")
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
