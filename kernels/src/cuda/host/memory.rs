@@ -222,15 +222,17 @@ mod tests {
         assert_eq!(plan(B3, Precision::Fp16, 40, 108), Ok(27_648));
         assert_eq!(plan(B3, Precision::Fp16, 24, 128), Ok(32_768));
         assert_eq!(plan(B3, Precision::Fp16, 16, 40), Ok(33_280));
-        assert_eq!(plan(B3, Precision::Fp32, 16, 40), Ok(20_480));
+        assert_eq!(plan(B3, Precision::Fp32, 16, 40), Ok(33_280));
+        assert_eq!(plan(B3, Precision::Fp16, 8, 40), Ok(33_280));
+        assert_eq!(plan(B15, Precision::Fp16, 34, 108), Ok(13_824));
         assert_eq!(plan(M650, Precision::Fp16, 8, 40), Ok(33_280));
         assert_eq!(plan(M650, Precision::Bf16, 8, 40), Ok(33_280));
     }
 
     #[test]
     fn less_than_a_wave_is_used_tile_by_tile_and_too_little_is_an_error() {
-        // 8 GiB less 600 MiB, 5.7 GB of weights and the reserve leave some hundreds of megabytes.
-        let tokens = plan(B3, Precision::Fp16, 8, 256).unwrap();
+        // 7 GiB less 600 MiB, 5.7 GB of weights and the reserve leave a hundred megabytes.
+        let tokens = plan(B3, Precision::Fp16, 7, 256).unwrap();
         assert!((TOKENS_MIN..16_384).contains(&tokens) && tokens.is_multiple_of(128), "{tokens}");
         for (precision, gibibytes) in [(Precision::Fp16, 24), (Precision::Fp32, 40)] {
             let error = plan(B15, precision, gibibytes, 128).unwrap_err();
