@@ -119,9 +119,10 @@ impl CudaEngine {
         }
     }
 
-    /// Runs a made-up batch, so that activations look like a protein's, and times products on them.
+    /// Chooses algorithms for products: those of an earlier start, or the fastest by timing.
     ///
-    /// On zeros the hardware runs faster than on real numbers.
+    /// Timed after a made-up batch, so that activations look like a protein's: on zeros the hardware runs faster than
+    /// on real numbers.
     fn tune(&mut self, budget: usize) -> Result<(), EngineError> {
         let rows = |part: usize| (budget / part).next_multiple_of(128).min(budget);
         let sizes: Vec<usize> = TIMED_PARTS
@@ -129,6 +130,16 @@ impl CudaEngine {
             .map(rows)
             .filter(|&rows| rows == budget || rows >= TIMED_ROWS_MIN)
             .collect();
+        let mut known = true;
+        for &rows in &sizes {
+            self.encoder.visit_products(budget, |ops, _, linear, epilogue, _| {
+                known &= ops.recall(rows, linear, epilogue)?;
+                Ok(())
+            })?;
+        }
+        if known {
+            return Ok(());
+        }
         self.begin(&warm_up(budget), false, &Progress::default())?;
         match self.finish(&Progress::default()) {
             // What the weights make of nonsense is not the question.

@@ -115,6 +115,17 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
+impl Plan {
+    fn new(shape: Shape, algorithm: [u64; 8]) -> Result<Self, CudaError> {
+        Ok(Self {
+            weight: Layout::new(shape.number, shape.inputs, shape.outputs)?,
+            x: Layout::new(shape.number, shape.inputs, shape.rows)?,
+            out: Layout::new(shape.out, shape.outputs, shape.rows)?,
+            algorithm: sys::cublasLtMatmulAlgo_t { data: algorithm },
+        })
+    }
+}
+
 /// Places of a product's operands on the device, all aligned to 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operands {
@@ -183,8 +194,25 @@ impl Gemm {
         self.multiply(stream, &self.plans[&shape], descriptor, operands)
     }
 
-    /// Finds the fastest algorithm for a shape, by timing unless that was done at an earlier start. `operands` are
-    /// overwritten.
+    /// Takes the algorithm that an earlier start found for a shape; false if there is none that fits.
+    pub(super) fn recall(&mut self, shape: Shape, descriptor: &Descriptor) -> Result<bool, CudaError> {
+        let Some(choice) = self.stored.get(&shape) else { return Ok(false) };
+        let plan = Plan::new(shape, choice.algorithm)?;
+        if !self.fits(&plan, descriptor) {
+            return Ok(false);
+        }
+        self.timed(shape, plan);
+        Ok(true)
+    }
+
+    fn timed(&mut self, shape: Shape, plan: Plan) {
+        if let Err(place) = self.timed.binary_search(&shape.rows) {
+            self.timed.insert(place, shape.rows);
+        }
+        self.plans.insert(shape, plan);
+    }
+
+    /// Finds the fastest algorithm for a shape by timing. `operands` are overwritten.
     pub(super) fn tune(
         &mut self,
         stream: &CudaStream,
@@ -192,22 +220,7 @@ impl Gemm {
         descriptor: &Descriptor,
         operands: Operands,
     ) -> Result<(), CudaError> {
-        if let Err(place) = self.timed.binary_search(&shape.rows) {
-            self.timed.insert(place, shape.rows);
-        }
-        let mut plan = Plan {
-            weight: Layout::new(shape.number, shape.inputs, shape.outputs)?,
-            x: Layout::new(shape.number, shape.inputs, shape.rows)?,
-            out: Layout::new(shape.out, shape.outputs, shape.rows)?,
-            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
-        };
-        if let Some(choice) = self.stored.get(&shape) {
-            plan.algorithm.data = choice.algorithm;
-            if self.fits(&plan, descriptor) {
-                self.plans.insert(shape, plan);
-                return Ok(());
-            }
-        }
+        let mut plan = Plan::new(shape, [0; 8])?;
         let mut best: Option<Choice> = None;
         let stopwatch = Stopwatch::new(stream)?;
         for algorithm in self.candidates(&plan, descriptor, CANDIDATES)? {
@@ -227,7 +240,7 @@ impl Gemm {
             status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
         })?;
         plan.algorithm.data = best.algorithm;
-        self.plans.insert(shape, plan);
+        self.timed(shape, plan);
         self.stored.put(&shape, best);
         self.unwritten = true;
         Ok(())
@@ -244,12 +257,7 @@ impl Gemm {
     }
 
     fn plan(&self, shape: Shape, descriptor: &Descriptor) -> Result<Plan, CudaError> {
-        let mut plan = Plan {
-            weight: Layout::new(shape.number, shape.inputs, shape.outputs)?,
-            x: Layout::new(shape.number, shape.inputs, shape.rows)?,
-            out: Layout::new(shape.out, shape.outputs, shape.rows)?,
-            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
-        };
+        let mut plan = Plan::new(shape, [0; 8])?;
         // What was fastest for more than twice the rows says little.
         let near = self.timed.iter().find(|&&rows| rows >= shape.rows && rows <= 2 * shape.rows);
         let choice = near.and_then(|&rows| self.stored.get(&Shape { rows, ..shape }));

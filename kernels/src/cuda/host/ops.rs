@@ -202,6 +202,17 @@ impl CudaOps {
         Ok(())
     }
 
+    /// Whether an earlier start has timed products of `rows` rows of this layer; see [`Gemm::recall`].
+    pub(super) fn recall(
+        &mut self,
+        rows: usize,
+        linear: &Linear,
+        epilogue: Epilogue,
+    ) -> Result<bool, EngineError> {
+        let (shape, descriptor) = product(rows, linear, epilogue);
+        self.gemm.recall(shape, descriptor).map_err(of(rows))
+    }
+
     /// Times matrix products of `rows` rows with this layer's weights; see [`Gemm::tune`].
     pub(super) fn tune(
         &mut self,
