@@ -12,14 +12,17 @@ mod emulation;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use alone::alone;
+use kernels::cpu::CpuEngine;
 use kernels::cuda::host::WorkClass;
 use kernels::cuda::{CudaEngine, Gpu};
 use kernels::{
     Batch, Embeddings, Engine, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress,
 };
+use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 
 /// A GPU with room for some thousand tokens of the tiny model, whose waves are 512 rows.
@@ -175,4 +178,476 @@ fn bf16_matches_the_golden_values() {
     if alone("bf16_matches_the_golden_values", SMALL) {
         check_golden(Precision::Bf16, "bf16");
     }
+}
+
+// ---- what a row depends on ----------------------------------------------------------------------------
+
+/// Some short proteins of the golden set.
+fn few(golden: &Golden, count: usize) -> Vec<&Case> {
+    golden.cases(80).into_iter().step_by(3).take(count).collect()
+}
+
+#[test]
+fn a_sequence_alone_is_what_it_is_among_others_and_neighbours_change_no_bit() {
+    let name = "a_sequence_alone_is_what_it_is_among_others_and_neighbours_change_no_bit";
+    if !alone(name, SMALL) {
+        return;
+    }
+    let golden = Golden::read();
+    let cases = few(&golden, 6);
+    for precision in [Precision::Fp32, Precision::Fp16] {
+        let mut engine = engine(precision);
+        let before = golden.batch(&cases);
+        let together = run(&mut engine, &before);
+        let rows: Vec<&[f32]> = together.values.chunks_exact(golden.hidden).collect();
+        for (case, row) in cases.iter().zip(&rows) {
+            let alone = run(&mut engine, &golden.batch([case])).values;
+            let worst = alone.iter().zip(*row).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let cosine = cosine(&alone, row);
+            match precision {
+                Precision::Fp32 => assert!(worst <= 1e-4, "{}: {worst}", case.id),
+                Precision::Fp16 | Precision::Bf16 => assert!(cosine >= 0.9999, "{}: {cosine}", case.id),
+            }
+        }
+        for changed in [0, 3, 5] {
+            let mut after = before.clone();
+            let (start, end) =
+                (after.cu_seqlens[changed] as usize + 1, after.cu_seqlens[changed + 1] as usize - 1);
+            for token in &mut after.tokens[start..end] {
+                *token = 4 + (*token + 7) % 20;
+            }
+            let second = run(&mut engine, &after);
+            for (index, (row, other)) in
+                rows.iter().zip(second.values.chunks_exact(golden.hidden)).enumerate()
+            {
+                assert_eq!(bits(row) == bits(other), index != changed, "row {index}, {changed} changed");
+            }
+        }
+    }
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let sum = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    sum(a, b) / (sum(a, a) * sum(b, b)).sqrt()
+}
+
+#[test]
+fn every_way_of_pooling_and_every_layer_is_that_of_the_cpu() {
+    if !alone("every_way_of_pooling_and_every_layer_is_that_of_the_cpu", SMALL) {
+        return;
+    }
+    keep_kernels("shared");
+    let (golden, model) = (Golden::read(), model());
+    let batch = golden.batch(&few(&golden, 4));
+    for (layer, pooling) in [
+        (2, Pooling::None),
+        (2, Pooling::Bos),
+        (2, Pooling::Max),
+        (1, Pooling::None),
+        (1, Pooling::Mean),
+        (0, Pooling::Mean),
+    ] {
+        let options = EngineOptions { layer, pooling, precision: Precision::Fp32, threads: 1 };
+        let expected =
+            CpuEngine::load(&model, options.clone()).unwrap().run(&batch, &Progress::default()).unwrap();
+        let mut engine = CudaEngine::load(Gpu::open("0").unwrap(), &model, options).unwrap();
+        let got = run(&mut engine, &batch);
+        assert_eq!(got.values.len(), expected.values.len());
+        for (got, expected) in got.values.iter().zip(&expected.values) {
+            assert!((got - expected).abs() <= 1e-4, "layer {layer} {pooling:?}: {got}, expected {expected}");
+        }
+    }
+    let options = EngineOptions { layer: 3, ..options(Precision::Fp32, Pooling::Mean) };
+    let Err(EngineError::Model(text)) = CudaEngine::load(Gpu::open("0").unwrap(), &model, options) else {
+        panic!("layer 3 of 2")
+    };
+    assert!(text.contains("layers 0 to 2"), "{text}");
+}
+
+#[test]
+fn batches_under_way_give_the_bits_that_each_gives_alone_in_any_order() {
+    let name = "batches_under_way_give_the_bits_that_each_gives_alone_in_any_order";
+    for script in ["order=late", "order=early", "order=mixed; seed=2", "order=mixed; seed=3"] {
+        if !alone(name, &format!("{SMALL}; {script}")) {
+            continue;
+        }
+        let golden = Golden::read();
+        let cases = golden.cases(80);
+        // Of several sizes, so that inputs and outputs grow on the way, too.
+        let batches: Vec<Batch> = [1, 2, 1, 5, 3, 9, 2, 1]
+            .iter()
+            .enumerate()
+            .map(|(at, &n)| golden.batch(&cases[at..at + n]))
+            .collect();
+        for pooling in [Pooling::Mean, Pooling::None] {
+            keep_kernels("shared");
+            let mut engine = try_engine(&model(), Precision::Fp32, pooling).unwrap();
+            assert_eq!(engine.depth(), 3);
+            let expected: Vec<_> =
+                batches.iter().map(|batch| bits(&run(&mut engine, batch).values)).collect();
+            let progress = Progress::default();
+            let mut finished = Vec::new();
+            for (at, batch) in batches.iter().enumerate() {
+                engine.begin(batch, false, &progress).unwrap();
+                if at + 1 - finished.len() == engine.depth() {
+                    let error = engine.begin(batch, false, &progress).unwrap_err();
+                    assert!(matches!(error, EngineError::Batch(_)), "{error}");
+                    finished.push(bits(&engine.finish(&progress).unwrap().values));
+                }
+            }
+            while finished.len() < batches.len() {
+                finished.push(bits(&engine.finish(&progress).unwrap().values));
+            }
+            assert!(matches!(engine.finish(&progress), Err(EngineError::Batch(_))));
+            for (at, (finished, expected)) in finished.iter().zip(&expected).enumerate() {
+                assert!(finished == expected, "batch {at}, {pooling:?}, {script}");
+            }
+        }
+        return;
+    }
+}
+
+#[test]
+fn an_exact_run_is_fp32_and_leaves_nothing_behind() {
+    if !alone("an_exact_run_is_fp32_and_leaves_nothing_behind", SMALL) {
+        return;
+    }
+    let golden = Golden::read();
+    let cases = few(&golden, 4);
+    let batch = golden.batch(&cases);
+    let mut engine = engine(Precision::Fp16);
+    let progress = Progress::default();
+    let before = run(&mut engine, &batch);
+    let free = engine.gpu().memory().unwrap().free;
+    engine.begin(&batch, false, &progress).unwrap();
+    engine.begin(&batch, true, &progress).unwrap();
+    engine.begin(&batch, false, &progress).unwrap();
+    let first = engine.finish(&progress).unwrap();
+    let exact = engine.finish(&progress).unwrap();
+    let last = engine.finish(&progress).unwrap();
+    for (case, row) in cases.iter().zip(exact.values.chunks_exact(golden.hidden)) {
+        golden.assert_close(row, case, "fp32");
+    }
+    for other in [first, last] {
+        assert_eq!(bits(&other.values), bits(&before.values));
+    }
+    assert_ne!(bits(&exact.values), bits(&before.values));
+    assert_eq!(engine.gpu().memory().unwrap().free, free);
+    let again = engine.run_exact(&batch, &progress).unwrap();
+    assert_eq!(bits(&again.values), bits(&exact.values));
+}
+
+// ---- weights ------------------------------------------------------------------------------------------------
+
+/// The tiny model with some tensors changed: name, type and bytes.
+fn changed(change: impl Fn(&str, Vec<f32>) -> (Dtype, Vec<u8>)) -> (tempfile::TempDir, Model) {
+    let original = std::fs::read(folder().join("tiny/model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&original).unwrap();
+    let tensors: Vec<(String, Vec<usize>, Dtype, Vec<u8>)> = file
+        .iter()
+        .map(|(name, view)| {
+            let numbers = view.data().as_chunks::<4>().0.iter().map(|&raw| f32::from_le_bytes(raw)).collect();
+            let (dtype, bytes) = change(name, numbers);
+            (name.to_owned(), view.shape().to_vec(), dtype, bytes)
+        })
+        .collect();
+    let target = tempfile::tempdir().unwrap();
+    let views = tensors.iter().map(|(name, shape, dtype, bytes)| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &target.path().join("model.safetensors")).unwrap();
+    std::fs::copy(folder().join("tiny/config.json"), target.path().join("config.json")).unwrap();
+    let model = Model::open(&ModelPath::Folder(target.path().to_owned())).unwrap();
+    (target, model)
+}
+
+fn as_f32(numbers: &[f32]) -> (Dtype, Vec<u8>) {
+    (Dtype::F32, numbers.iter().flat_map(|x| x.to_le_bytes()).collect())
+}
+
+#[test]
+fn weights_of_any_stored_type_arrive_as_the_same_numbers() {
+    if !alone("weights_of_any_stored_type_arrive_as_the_same_numbers", SMALL) {
+        return;
+    }
+    let golden = Golden::read();
+    let batch = golden.batch(&few(&golden, 3));
+    let expected = run(&mut engine(Precision::Fp16), &batch);
+    // Matrices as f16, but for keys: some are copied, some converted, and queries, keys and values are of two types.
+    let (_folder, model) = changed(|name, numbers| {
+        if !name.ends_with("weight") || name.contains("Norm") || name.contains("norm") || name.contains("key")
+        {
+            return as_f32(&numbers);
+        }
+        (Dtype::F16, numbers.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect())
+    });
+    let got = run(&mut try_engine(&model, Precision::Fp16, Pooling::Mean).unwrap(), &batch);
+    assert_eq!(bits(&got.values), bits(&expected.values));
+}
+
+#[test]
+fn sequences_that_become_not_finite_are_named_and_the_engine_goes_on() {
+    if !alone("sequences_that_become_not_finite_are_named_and_the_engine_goes_on", SMALL) {
+        return;
+    }
+    keep_kernels("shared");
+    let golden = Golden::read();
+    // Tryptophan's embedding is broken.
+    let (_folder, model) = changed(|name, mut numbers| {
+        if name.ends_with("word_embeddings.weight") {
+            let width = numbers.len() / 33;
+            numbers[22 * width + 3] = f32::NAN;
+        }
+        as_f32(&numbers)
+    });
+    let mut engine = try_engine(&model, Precision::Fp16, Pooling::Mean).unwrap();
+    let mut batch = Batch::default();
+    for (ordinal, residues) in ["MKV", "MWV", "LLAGE", "W"].into_iter().enumerate() {
+        batch.push(ordinal as u64, residues.as_bytes(), residues.len() as u32);
+    }
+    for exact in [false, true, false] {
+        let run = match exact {
+            true => engine.run_exact(&batch, &Progress::default()),
+            false => engine.run(&batch, &Progress::default()),
+        };
+        assert_eq!(run, Err(EngineError::NonFinite { sequences: vec![1, 3] }));
+    }
+    let mut fine = Batch::default();
+    fine.push(0, b"MKV", 3);
+    run(&mut engine, &fine);
+    let cases = golden.cases(5);
+    assert!(run(&mut engine, &golden.batch(&cases)).values.iter().all(|value| value.is_finite()));
+
+    let (_folder, model) = changed(|name, mut numbers| {
+        if name.ends_with("layer.1.intermediate.dense.weight") {
+            numbers[5] = 1e6;
+        }
+        as_f32(&numbers)
+    });
+    let Err(EngineError::Model(text)) = try_engine(&model, Precision::Fp16, Pooling::Mean) else {
+        panic!("a weight beyond f16")
+    };
+    assert!(text.contains("bf16"), "{text}");
+    try_engine(&model, Precision::Bf16, Pooling::Mean).unwrap();
+}
+
+// ---- memory and faults ----------------------------------------------------------------------------------------
+
+/// A batch of which the activations do not fit [`SMALL`].
+fn huge() -> Batch {
+    let mut batch = Batch::default();
+    for ordinal in 0..400 {
+        batch.push(ordinal, &[b'A'; 1_000], 1_000);
+    }
+    batch
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_told_so_and_all_others_go_on() {
+    if !alone("a_batch_that_does_not_fit_is_told_so_and_all_others_go_on", SMALL) {
+        return;
+    }
+    let golden = Golden::read();
+    let batch = golden.batch(&few(&golden, 4));
+    let mut engine = engine(Precision::Fp16);
+    let description = engine.description().clone();
+    let budget = description.token_budget.unwrap() as usize;
+    assert!(budget >= 1_024 && budget.is_multiple_of(512), "{budget}");
+    assert_eq!(description.slots, 3);
+    assert!(
+        description.name.contains("Emulated GPU") && description.name.contains("fp16"),
+        "{description:?}"
+    );
+    let used = engine.memory_in_use().unwrap();
+    assert!((0.05..0.9).contains(&used), "{used}");
+
+    let expected = run(&mut engine, &batch);
+    let progress = Progress::default();
+    let huge = huge();
+    for exact in [false, true] {
+        engine.begin(&batch, false, &progress).unwrap();
+        let error = engine.begin(&huge, exact, &progress).unwrap_err();
+        assert_eq!(error, EngineError::OutOfMemory { tokens: huge.token_count() });
+        engine.begin(&batch, false, &progress).unwrap();
+        for _ in 0..2 {
+            assert_eq!(bits(&engine.finish(&progress).unwrap().values), bits(&expected.values));
+        }
+    }
+    assert_eq!(bits(&run(&mut engine, &batch).values), bits(&expected.values));
+    let contradiction = Batch { pooled_residues: Vec::new(), ..batch.clone() };
+    assert!(matches!(engine.run(&contradiction, &progress), Err(EngineError::Batch(_))));
+    assert!(run(&mut engine, &Batch::default()).values.is_empty());
+}
+
+#[test]
+fn a_model_that_does_not_fit_says_what_it_needs_and_what_there_is() {
+    if !alone("a_model_that_does_not_fit_says_what_it_needs_and_what_there_is", "memory=1G; used=900M") {
+        return;
+    }
+    keep_kernels("shared");
+    let Err(EngineError::Model(text)) = try_engine(&model(), Precision::Fp16, Pooling::Mean) else {
+        panic!("it fits")
+    };
+    assert!(
+        text.contains("Emulated GPU") && text.contains("does not fit") && text.contains("0.1 GB are free"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_gpu_too_old_for_a_precision_is_refused() {
+    let script = format!("{SMALL}; capability=7.5");
+    if alone("a_gpu_too_old_for_a_precision_is_refused", &script) {
+        keep_kernels("shared");
+        let Err(EngineError::Model(text)) = try_engine(&model(), Precision::Bf16, Pooling::Mean) else {
+            panic!("bf16 on 7.5")
+        };
+        assert!(text.contains("bf16"), "{text}");
+    }
+}
+
+/// Runs batches until one fails.
+fn until_it_fails(engine: &mut CudaEngine, progress: &Progress) -> EngineError {
+    let golden = Golden::read();
+    let batch = golden.batch(&few(&golden, 2));
+    for _ in 0..20 {
+        for _ in 0..2 {
+            if let Err(error) = engine.begin(&batch, false, progress) {
+                return error;
+            }
+        }
+        for _ in 0..2 {
+            if let Err(error) = engine.finish(progress) {
+                return error;
+            }
+        }
+    }
+    panic!("nothing failed")
+}
+
+#[test]
+fn a_kernel_that_is_stopped_ends_the_engine() {
+    let script = format!("{SMALL}; fail=launch@60:illegal_address");
+    if !alone("a_kernel_that_is_stopped_ends_the_engine", &script) {
+        return;
+    }
+    // In fp32 nothing is converted, so that loading launches few kernels or none.
+    let mut engine = engine(Precision::Fp32);
+    let progress = Progress::default();
+    let EngineError::Device(text) = until_it_fails(&mut engine, &progress) else { panic!("another error") };
+    assert!(text.contains("ILLEGAL_ADDRESS"), "{text}");
+    let mut batch = Batch::default();
+    batch.push(0, b"MKV", 3);
+    assert_eq!(engine.begin(&batch, false, &progress), Err(EngineError::Device(text.clone())));
+    assert_eq!(engine.finish(&progress), Err(EngineError::Device(text)));
+    assert_eq!(engine.memory_in_use(), None);
+}
+
+#[test]
+fn a_kernel_that_never_ends_stops_the_ticks() {
+    let script = format!("{SMALL}; hang=launch@60");
+    if !alone("a_kernel_that_never_ends_stops_the_ticks", &script) {
+        return;
+    }
+    let mut engine = engine(Precision::Fp32);
+    let progress = Progress::default();
+    let (say, heard) = mpsc::channel();
+    let ticking = progress.clone();
+    std::thread::spawn(move || say.send(until_it_fails(&mut engine, &ticking)));
+    // Whatever the machine's load, at some time the last tick has been; none follows.
+    let (mut ticks, mut since) = (progress.ticks(), Instant::now());
+    while since.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(20));
+        if progress.ticks() != ticks {
+            (ticks, since) = (progress.ticks(), Instant::now());
+        }
+    }
+    assert!(ticks > 0);
+    assert!(heard.try_recv().is_err(), "it came back");
+    std::process::exit(match progress.ticks() == ticks {
+        // As the harness would: the thread cannot be joined.
+        true => {
+            println!("test result: ok. 1 passed");
+            0
+        }
+        false => 1,
+    });
+}
+
+#[test]
+fn each_layer_ticks_while_the_device_computes() {
+    if !alone("each_layer_ticks_while_the_device_computes", &format!("{SMALL}; order=late")) {
+        return;
+    }
+    let golden = Golden::read();
+    let mut engine = engine(Precision::Fp32);
+    let progress = Progress::default();
+    engine.begin(&golden.batch(&few(&golden, 2)), false, &progress).unwrap();
+    let enqueued = progress.ticks();
+    assert!(enqueued >= 2 * 4, "{enqueued}");
+    engine.finish(&progress).unwrap();
+    assert!(progress.ticks() > enqueued);
+}
+
+#[test]
+fn a_profile_names_every_kind_of_work() {
+    if !alone("a_profile_names_every_kind_of_work", SMALL) {
+        return;
+    }
+    let golden = Golden::read();
+    let batch = golden.batch(&few(&golden, 2));
+    let mut engine = engine(Precision::Fp16);
+    let expected = run(&mut engine, &batch);
+    let profile = engine.profile(&batch).unwrap();
+    for class in WorkClass::ALL {
+        assert!(profile.of(class) > 0.0, "{class:?} in {profile:?}");
+    }
+    let computed: f32 =
+        WorkClass::ALL.iter().filter(|class| **class != WorkClass::Copy).map(|&c| profile.of(c)).sum();
+    assert!(computed <= 1.01 * profile.total_microseconds, "{profile:?}");
+    assert_eq!(bits(&run(&mut engine, &batch).values), bits(&expected.values));
+}
+
+#[test]
+fn timings_are_kept_used_again_and_repeated_when_damaged() {
+    let name = "timings_are_kept_used_again_and_repeated_when_damaged";
+    const SCRIPT: &str = "VIRNUCPRO_EMULATED_CUDA";
+    // Without its own estimates the library cannot be asked: only what was kept helps.
+    let without = format!("{SMALL}; fail=heuristic@1+:not_supported");
+    if let Ok(script) = std::env::var(SCRIPT) {
+        keep_kernels("timed");
+        let folder = PathBuf::from(std::env::var_os("VIRNUCPRO_CACHE").unwrap()).join("kernels");
+        let plans = || {
+            let files = std::fs::read_dir(&folder).into_iter().flatten().map(|entry| entry.unwrap().path());
+            files.filter(|path| path.extension().is_some_and(|end| end == "plans")).collect::<Vec<_>>()
+        };
+        let load = || try_engine(&model(), Precision::Fp32, Pooling::Mean);
+        match script.as_str() {
+            // Keeps them, uses them, damages them.
+            SMALL => {
+                plans().iter().for_each(|path| std::fs::remove_file(path).unwrap());
+                assert_eq!(load().unwrap().warnings(), &[] as &[String]);
+                let [path] = &plans()[..] else { panic!("{:?}", plans()) };
+                let kept = std::fs::read(path).unwrap();
+                load().unwrap();
+                assert_eq!(std::fs::read(path).unwrap(), kept);
+                std::fs::write(path, &kept[..kept.len() / 2]).unwrap();
+                load().unwrap();
+                assert_ne!(std::fs::read(path).unwrap().len(), kept.len() / 2);
+            }
+            // They were kept by the process before.
+            _ => {
+                let mut engine = load().unwrap();
+                let budget = engine.description().token_budget.unwrap() as usize;
+                let mut batch = Batch::default();
+                while batch.token_count() + 202 <= budget {
+                    batch.push(batch.len() as u64, &[b'L'; 200], 200);
+                }
+                run(&mut engine, &batch);
+                plans().iter().for_each(|path| std::fs::write(path, b"{}").unwrap());
+                assert!(load().is_err());
+            }
+        }
+    }
+    if alone(name, SMALL) || alone(name, &without) {}
 }
