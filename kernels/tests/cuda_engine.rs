@@ -308,6 +308,31 @@ fn batches_under_way_give_the_bits_that_each_gives_alone_in_any_order() {
 }
 
 #[test]
+fn a_longer_sequence_than_any_before_joins_others_under_way() {
+    if !alone("a_longer_sequence_than_any_before_joins_others_under_way", &format!("{SMALL}; order=late")) {
+        return;
+    }
+    let golden = Golden::read();
+    let short = few(&golden, 3);
+    // Beyond the positions that rotary angles are made for at first.
+    let long: Vec<&Case> =
+        golden.manifest.cases.iter().filter(|case| case.n_tokens > 1_026).take(1).collect();
+    assert_eq!(long.len(), 1);
+    let mut engine = engine(Precision::Fp16);
+    let progress = Progress::default();
+    let order = [&short, &long, &short];
+    for cases in order {
+        engine.begin(&golden.batch(cases), false, &progress).unwrap();
+    }
+    for cases in order {
+        let rows = engine.finish(&progress).unwrap().values;
+        for (case, row) in cases.iter().zip(rows.chunks_exact(golden.hidden)) {
+            golden.assert_close(row, case, "fp16");
+        }
+    }
+}
+
+#[test]
 fn an_exact_run_is_fp32_and_leaves_nothing_behind() {
     if !alone("an_exact_run_is_fp32_and_leaves_nothing_behind", SMALL) {
         return;

@@ -174,6 +174,7 @@ impl CudaEngine {
         if !exact || self.options.precision == Precision::Fp32 {
             return self.encoder.begin(batch, progress);
         }
+        // Rare, so that it may wait: each layer's weights are freed once the device has used them.
         let numbers = self.encoder.ops_mut().set_numbers(Numbers::of(Precision::Fp32));
         let pending = self.encoder.begin_streamed(&self.model, batch, progress);
         let uploaded = self.encoder.ops_mut().finish_uploads();

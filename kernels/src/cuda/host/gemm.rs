@@ -126,6 +126,12 @@ impl Plan {
     }
 }
 
+/// The number of rows whose choice serves for `rows`: the next larger one timed. What was fastest for more than twice
+/// the rows says little.
+fn nearest(timed: &[usize], rows: usize) -> Option<usize> {
+    timed.iter().copied().find(|&timed| timed >= rows && timed <= 2 * rows)
+}
+
 /// Places of a product's operands on the device, all aligned to 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operands {
@@ -258,9 +264,8 @@ impl Gemm {
 
     fn plan(&self, shape: Shape, descriptor: &Descriptor) -> Result<Plan, CudaError> {
         let mut plan = Plan::new(shape, [0; 8])?;
-        // What was fastest for more than twice the rows says little.
-        let near = self.timed.iter().find(|&&rows| rows >= shape.rows && rows <= 2 * shape.rows);
-        let choice = near.and_then(|&rows| self.stored.get(&Shape { rows, ..shape }));
+        let choice =
+            nearest(&self.timed, shape.rows).and_then(|rows| self.stored.get(&Shape { rows, ..shape }));
         if let Some(choice) = choice {
             plan.algorithm.data = choice.algorithm;
             if self.fits(&plan, descriptor) {
@@ -303,12 +308,33 @@ impl Gemm {
         descriptor: &Descriptor,
         most: usize,
     ) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, CudaError> {
+        let whole = self.estimates(plan, descriptor, most, true);
+        match whole {
+            // Better sums in parts than none at all.
+            Ok(found) if found.is_empty() => self.estimates(plan, descriptor, most, false),
+            Err(CudaError::Blas { status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED, .. }) => {
+                self.estimates(plan, descriptor, most, false)
+            }
+            found => found,
+        }
+    }
+
+    /// `whole_sums`: none that splits the inner dimension.
+    fn estimates(
+        &self,
+        plan: &Plan,
+        descriptor: &Descriptor,
+        most: usize,
+        whole_sums: bool,
+    ) -> Result<Vec<sys::cublasLtMatmulAlgo_t>, CudaError> {
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let doing = "looking for an algorithm for a matrix product";
         let preference = Preference(result::create_matmul_pref().during(doing)?);
         preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &self.workspace.len())?;
-        let whole_sums = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
-        preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &whole_sums)?;
+        if whole_sums {
+            let scheme = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_NONE as u32;
+            preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme)?;
+        }
         let mut found = vec![MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed(); most];
         let mut count = 0;
         // SAFETY: handle and descriptors are alive; the library writes at most as many results as it is told.
@@ -413,5 +439,28 @@ impl Drop for Preference {
     fn drop(&mut self) {
         // SAFETY: created once, destroyed once.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn a_choice_serves_for_fewer_rows_down_to_half() {
+        let timed = [8_448, 16_896, 33_792];
+        for (rows, found) in [
+            (33_792, Some(33_792)),
+            (17_000, Some(33_792)),
+            (16_896, Some(16_896)),
+            (8_449, Some(16_896)),
+            (8_448, Some(8_448)),
+            (4_224, Some(8_448)),
+            (4_223, None),
+            (33_793, None),
+        ] {
+            assert_eq!(nearest(&timed, rows), found, "{rows}");
+        }
+        assert_eq!(nearest(&[], 128), None);
     }
 }
