@@ -534,6 +534,24 @@ fn a_gpu_too_old_for_a_precision_is_refused() {
     }
 }
 
+#[test]
+fn heads_of_a_width_without_a_kernel_are_refused_by_name() {
+    if alone("heads_of_a_width_without_a_kernel_are_refused_by_name", SMALL) {
+        keep_kernels("shared");
+        let (folder, _) = changed(|_, numbers| as_f32(&numbers));
+        let path = folder.path().join("config.json");
+        let config = std::fs::read_to_string(&path).unwrap();
+        let narrow = config.replace("\"num_attention_heads\": 4", "\"num_attention_heads\": 8");
+        assert_ne!(narrow, config);
+        std::fs::write(&path, narrow).unwrap();
+        let model = Model::open(&ModelPath::Folder(folder.path().to_owned())).unwrap();
+        let Err(EngineError::Model(text)) = try_engine(&model, Precision::Fp16, Pooling::Mean) else {
+            panic!("heads 8 wide")
+        };
+        assert!(text.contains("heads 8 wide") && text.contains("cpu"), "{text}");
+    }
+}
+
 /// Runs batches until one fails.
 fn until_it_fails(engine: &mut CudaEngine, progress: &Progress) -> EngineError {
     let golden = Golden::read();

@@ -9,7 +9,7 @@ use super::memory::{MemoryPlan, Numbers};
 use super::ops::CudaOps;
 use super::profile::Profile;
 use super::slots::SLOTS;
-use crate::cuda::Number;
+use crate::cuda::{Number, ROTARY_HEAD_WIDTHS};
 use crate::encoder::{Encoder, Pending};
 use crate::{
     Batch, Embeddings, Engine, EngineDescription, EngineError, EngineOptions, Model, Precision, Progress,
@@ -48,6 +48,15 @@ impl CudaEngine {
         let config = model.config();
         let numbers = Numbers::of(options.precision);
         let at_load = |error: CudaError| short_of_memory(error.into_engine_error(0));
+        if !ROTARY_HEAD_WIDTHS.contains(&config.head_width()) {
+            return Err(EngineError::Model(format!(
+                "model `{}` has heads {} wide, and the CUDA engine computes attention for widths of {:?}: use the CPU \
+                 engine (`devices.use = [\"cpu\"]`)",
+                model.name(),
+                config.head_width(),
+                ROTARY_HEAD_WIDTHS
+            )));
+        }
         let mut warnings = Vec::new();
         let modules =
             Modules::load(&gpu, &[numbers.inside, Number::F32], config.head_width()).map_err(at_load)?;
