@@ -333,6 +333,47 @@ fn a_longer_sequence_than_any_before_joins_others_under_way() {
 }
 
 #[test]
+fn nothing_is_waited_for_or_allocated_while_batches_are_handed_over() {
+    let trace = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_engine-calls");
+    let script = format!("{SMALL}; order=late; trace={}", trace.display());
+    let name = "nothing_is_waited_for_or_allocated_while_batches_are_handed_over";
+    if std::env::var_os("VIRNUCPRO_EMULATED_CUDA").is_none() {
+        let _ = std::fs::remove_file(&trace);
+    }
+    if !alone(name, &script) {
+        return;
+    }
+    let golden = Golden::read();
+    let batch = golden.batch(&few(&golden, 3));
+    let mut engine = engine(Precision::Fp16);
+    let progress = Progress::default();
+    // After one round every slot has its memory, and every product its plan.
+    for round in 0..3 {
+        let before = std::fs::read_to_string(&trace).unwrap().lines().count();
+        for _ in 0..engine.depth() {
+            engine.begin(&batch, false, &progress).unwrap();
+        }
+        let text = std::fs::read_to_string(&trace).unwrap();
+        let calls: Vec<&str> = text.lines().skip(before).collect();
+        let of = |name: &str| calls.iter().filter(|call| call.contains(name)).count();
+        if round > 0 {
+            for name in ["Synchronize", "cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuEventQuery", "run "] {
+                assert_eq!(of(name), 0, "{name}: {calls:#?}");
+            }
+            // One upload and one download each; of two layers eight kernels each, products included; embedding, norm and pooling.
+            assert_eq!((of("cuMemcpyHtoDAsync"), of("cuMemcpyDtoHAsync")), (3, 3));
+            assert_eq!(of("cuLaunchKernel") + of("product "), 3 * (2 * 8 + 3), "{calls:#?}");
+            assert_eq!(of("cuEventRecord"), 3 * (2 + 3));
+        }
+        for _ in 0..engine.depth() {
+            engine.finish(&progress).unwrap();
+        }
+        let text = std::fs::read_to_string(&trace).unwrap();
+        assert!(round == 0 || !text.lines().skip(before).any(|call| call.contains("Synchronize")));
+    }
+}
+
+#[test]
 fn an_exact_run_is_fp32_and_leaves_nothing_behind() {
     if !alone("an_exact_run_is_fp32_and_leaves_nothing_behind", SMALL) {
         return;
