@@ -549,6 +549,83 @@ fn a_batch_that_does_not_fit_is_told_so_and_all_others_go_on() {
 }
 
 #[test]
+fn any_succession_of_batches_gives_what_each_gives_alone() {
+    let name = "any_succession_of_batches_gives_what_each_gives_alone";
+    for seed in [1u64, 2] {
+        if !alone(name, &format!("{SMALL}; order=mixed; seed={seed}")) {
+            continue;
+        }
+        let script = std::env::var("VIRNUCPRO_EMULATED_CUDA").unwrap();
+        println!("{script}");
+        let mut state = script.bytes().fold(seed, |state, byte| state.wrapping_mul(31) + u64::from(byte));
+        let mut draw = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let golden = Golden::read();
+        let cases = golden.cases(80);
+        let batches: Vec<Batch> = [1, 3, 2, 6].iter().map(|&n| golden.batch(&cases[n..2 * n])).collect();
+        let huge = huge();
+        let progress = Progress::default();
+        let mut engine = engine(Precision::Bf16);
+        let expected: Vec<[Vec<u32>; 2]> = batches
+            .iter()
+            .map(|batch| {
+                let exact = engine.run_exact(batch, &progress).unwrap();
+                [bits(&run(&mut engine, batch).values), bits(&exact.values)]
+            })
+            .collect();
+        let mut begun = std::collections::VecDeque::new();
+        for step in 0..40 {
+            if begun.len() == engine.depth() || (!begun.is_empty() && draw(3) == 0) {
+                let (at, exact): (usize, usize) = begun.pop_front().unwrap();
+                let got = bits(&engine.finish(&progress).unwrap().values);
+                assert!(got == expected[at][exact], "step {step}: batch {at}, exact {exact}");
+            } else if draw(6) == 0 {
+                let error = engine.begin(&huge, draw(2) == 0, &progress).unwrap_err();
+                assert_eq!(error, EngineError::OutOfMemory { tokens: huge.token_count() }, "step {step}");
+            } else {
+                let (at, exact) = (draw(batches.len() as u64) as usize, usize::from(draw(4) == 0));
+                engine.begin(&batches[at], exact == 1, &progress).unwrap();
+                begun.push_back((at, exact));
+            }
+        }
+        return;
+    }
+}
+
+#[test]
+fn a_batch_that_fails_half_way_leaves_nothing_to_the_next() {
+    // In fp32 nothing is converted, so that loading launches few kernels or none; a batch launches eleven.
+    let script = format!("{SMALL}; order=late; fail=launch@65:launch_out_of_resources");
+    if !alone("a_batch_that_fails_half_way_leaves_nothing_to_the_next", &script) {
+        return;
+    }
+    let golden = Golden::read();
+    let (large, small) = (golden.batch(&few(&golden, 6)), golden.batch(&golden.cases(5)));
+    let mut engine = engine(Precision::Fp32);
+    let progress = Progress::default();
+    let expected = bits(&run(&mut engine, &small).values);
+    let mut failed = 0;
+    for _ in 0..8 {
+        // What was enqueued of a batch that failed still runs, on its own input.
+        match engine.begin(&large, false, &progress) {
+            Ok(()) => drop(engine.finish(&progress).unwrap()),
+            Err(error) => {
+                assert!(
+                    matches!(&error, EngineError::Batch(text) if text.contains("OUT_OF_RESOURCES")),
+                    "{error}"
+                );
+                failed += 1;
+            }
+        }
+        engine.begin(&small, false, &progress).unwrap();
+        assert_eq!(bits(&engine.finish(&progress).unwrap().values), expected);
+    }
+    assert_eq!(failed, 1);
+}
+
+#[test]
 fn a_model_that_does_not_fit_says_what_it_needs_and_what_there_is() {
     if !alone("a_model_that_does_not_fit_says_what_it_needs_and_what_there_is", "memory=1G; used=900M") {
         return;
