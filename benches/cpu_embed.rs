@@ -1,8 +1,8 @@
 //! Residues per second of the CPU engine.
 //!
-//! `cargo bench --bench cpu_embed -- MODEL FASTA [threads=2] [repeats=5] [budgets=512,1024,…]`, where
-//! MODEL is a Hugging Face folder. One line per token budget: the best of the repeats, since other
-//! work on the machine only ever slows it.
+//! `cargo bench --bench cpu_embed -- MODEL FASTA [threads=2] [repeats=5] [budgets=512,1024,…]
+//! [precisions=fp32,bf16]`, where MODEL is a Hugging Face folder. One line per precision and token budget: the
+//! best of the repeats, since other work on the machine only ever slows it.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -26,6 +26,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut positional = Vec::new();
     let (mut threads, mut repeats) = (2, 5);
     let mut budgets = vec![256, 512, 1024, 2048, 4096, 8192, 16384];
+    let mut precisions = vec![Precision::Fp32];
     // `cargo bench` adds `--bench`.
     for argument in std::env::args().skip(1).filter(|argument| argument != "--bench") {
         match argument.split_once('=') {
@@ -33,6 +34,16 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             Some(("repeats", value)) => repeats = value.parse()?,
             Some(("budgets", value)) => {
                 budgets = value.split(',').map(str::parse).collect::<Result<_, _>>()?
+            }
+            Some(("precisions", value)) => {
+                precisions = value
+                    .split(',')
+                    .map(|name| match name {
+                        "fp32" => Ok(Precision::Fp32),
+                        "bf16" => Ok(Precision::Bf16),
+                        _ => Err(format!("precision `{name}` is neither fp32 nor bf16")),
+                    })
+                    .collect::<Result<_, _>>()?;
             }
             _ => positional.push(PathBuf::from(argument)),
         }
@@ -44,41 +55,47 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let sequences = read(fasta)?;
     let model = Model::open(&ModelPath::Folder(model.clone()))?;
     let config = model.config().clone();
-    let options =
-        EngineOptions { layer: config.layers, pooling: Pooling::Mean, precision: Precision::Fp32, threads };
-    let mut engine = CpuEngine::load(&model, options)?;
+    let mut engines = Vec::new();
+    for precision in precisions {
+        let options = EngineOptions { layer: config.layers, pooling: Pooling::Mean, precision, threads };
+        engines.push(CpuEngine::load(&model, options)?);
+    }
     let residues: usize = sequences.iter().map(Vec::len).sum();
     let tokens = residues + 2 * sequences.len();
     let flops: u64 =
         sequences.iter().map(|s| (s.len() as u64 + 2) * config.flops_per_token(s.len() + 2)).sum();
     println!(
-        "{}, {} layers of {}, fp32, {}: {} sequences, {tokens} tokens, best of {repeats}",
-        engine.description().name,
+        "{} layers of {}, {}: {} sequences, {tokens} tokens, best of {repeats}",
         config.layers,
         config.hidden,
         fasta.display(),
         sequences.len()
     );
     let plan: Vec<_> = budgets.iter().map(|&budget| (budget, pack(&sequences, budget))).collect();
-    let mut best = vec![f64::INFINITY; plan.len()];
-    // Budgets take turns, so that a busy spell of the machine does not hit one of them alone.
+    let mut best = vec![vec![f64::INFINITY; plan.len()]; engines.len()];
+    // Budgets and precisions take turns, so that a busy spell of the machine does not hit one of them alone.
     for _ in 0..repeats {
-        for ((_, batches), best) in plan.iter().zip(&mut best) {
-            let start = Instant::now();
-            for batch in batches {
-                std::hint::black_box(engine.run(batch, &Progress::default())?);
+        for (index, (_, batches)) in plan.iter().enumerate() {
+            for (engine, best) in engines.iter_mut().zip(&mut best) {
+                let start = Instant::now();
+                for batch in batches {
+                    std::hint::black_box(engine.run(batch, &Progress::default())?);
+                }
+                best[index] = best[index].min(start.elapsed().as_secs_f64());
             }
-            *best = best.min(start.elapsed().as_secs_f64());
         }
     }
-    for ((budget, batches), seconds) in plan.iter().zip(best) {
-        println!(
-            "budget {budget:6}  {:4} batches  {:9.0} residues/s  {:9.0} tokens/s  {:7.1} GFLOP/s",
-            batches.len(),
-            residues as f64 / seconds,
-            tokens as f64 / seconds,
-            flops as f64 / seconds / 1e9
-        );
+    for (engine, best) in engines.iter().zip(best) {
+        println!("{}", engine.description().name);
+        for ((budget, batches), seconds) in plan.iter().zip(best) {
+            println!(
+                "budget {budget:6}  {:4} batches  {:9.0} residues/s  {:9.0} tokens/s  {:7.1} GFLOP/s",
+                batches.len(),
+                residues as f64 / seconds,
+                tokens as f64 / seconds,
+                flops as f64 / seconds / 1e9
+            );
+        }
     }
     Ok(())
 }

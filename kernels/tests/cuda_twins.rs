@@ -357,7 +357,7 @@ impl Cpu {
             let tokens: Vec<u8> = (0..length).map(|i| (i * 7 + ordinal * 31) as u8).collect();
             batch.push_tokens(ordinal as u64, &tokens, (length as u32 - 2).div_ceil(2));
         }
-        let mut ops = CpuOps::new(head_width, 2).unwrap();
+        let mut ops = CpuOps::new(head_width, 2, Precision::Fp32).unwrap();
         let layout = ops.layout(&batch).unwrap();
         let cu_seqlens = batch.cu_seqlens.iter().map(|&limit| limit as i32).collect();
         let twin = Layout { tiles: tiles(&batch.cu_seqlens), cu_seqlens, batch };
@@ -499,7 +499,7 @@ fn embeddings_are_the_cpus_bit_for_bit_with_masks_too() {
     let long: Vec<u8> = (0..150).map(|i| if i % 9 == 4 { 32 } else { (i % 33) as u8 }).collect();
     batch.push_tokens(2, &long, 148);
     let table = numbers(3, 33 * hidden);
-    let mut ops = CpuOps::new(2, 1).unwrap();
+    let mut ops = CpuOps::new(2, 1, Precision::Fp32).unwrap();
     let layout = ops.layout(&batch).unwrap();
     let prepared = ops.table(&tensor(&[33, hidden], &table)).unwrap();
     let mut rows = ops.activations(batch.token_count(), hidden).unwrap();

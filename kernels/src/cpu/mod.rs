@@ -4,6 +4,7 @@
 //! tokens into row blocks or sequences that threads take in turn. No result depends on the split.
 
 mod attention;
+mod brain;
 mod buffer;
 mod elementary;
 mod memory;
@@ -29,27 +30,22 @@ impl CpuEngine {
     /// Prepares `model` for `options.threads` threads of its own.
     ///
     /// # Errors
-    /// [`EngineError::Model`] for a precision other than f32 or a layer beyond the model,
+    /// [`EngineError::Model`] for a precision that this machine lacks or a layer beyond the model,
     /// [`EngineError::OutOfMemory`] and [`EngineError::Device`] when the machine lacks memory or
     /// threads.
     pub fn load(model: &Model, options: EngineOptions) -> Result<Self, EngineError> {
-        match options.precision {
-            Precision::Fp32 => {}
-            Precision::Bf16 | Precision::Fp16 => {
-                return Err(EngineError::Model(format!(
-                    "the CPU engine computes in fp32 only, not {:?}: set `precision = \"fp32\"` or \"auto\"",
-                    options.precision
-                )));
-            }
-        }
+        check_precision(options.precision).map_err(EngineError::Model)?;
         let config = model.config().clone();
-        let threads = options.threads;
-        let ops = CpuOps::new(config.head_width(), threads)?;
+        let (threads, precision) = (options.threads, options.precision);
+        let ops = CpuOps::new(config.head_width(), threads, precision)?;
         let encoder = Encoder::load(ops, model, options)?;
         let description = EngineDescription {
             name: format!(
                 "cpu ({}, {threads} {})",
-                instructions(),
+                match precision {
+                    Precision::Bf16 => bf16_instructions().unwrap_or_default(),
+                    Precision::Fp32 | Precision::Fp16 => instructions(),
+                },
                 if threads == 1 { "thread" } else { "threads" }
             ),
             hidden: config.hidden,
@@ -74,6 +70,32 @@ impl Engine for CpuEngine {
     fn memory_in_use(&mut self) -> Option<f32> {
         self.memory.share()
     }
+}
+
+/// Whether the engine computes in `precision` on this machine.
+///
+/// # Errors
+/// A sentence that says why not and what to set instead.
+pub fn check_precision(precision: Precision) -> Result<(), String> {
+    match precision {
+        Precision::Fp32 => Ok(()),
+        Precision::Bf16 if bf16_instructions().is_some() => Ok(()),
+        Precision::Bf16 => {
+            Err("this processor has neither AMX nor AVX512_BF16, without which the CPU engine \
+             would be slower in bf16 than in fp32: set `precision = \"fp32\"` or \"auto\""
+                .to_owned())
+        }
+        Precision::Fp16 => {
+            Err("the CPU engine computes in fp32 or bf16, not in fp16: set `precision = \"fp32\"`, \
+             \"bf16\" or \"auto\""
+                .to_owned())
+        }
+    }
+}
+
+/// The instructions that the engine uses in bf16 on this machine; `None` where it refuses bf16.
+pub fn bf16_instructions() -> Option<&'static str> {
+    brain::Kernel::detect().map(brain::Kernel::name)
 }
 
 /// The vector instructions that the engine uses on this machine.

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::attention::{Attend, Rotary, Scratch, Target};
+use super::brain::{self, BrainLinear};
 use super::buffer::Buffer;
 use super::norm::{Norm, Normalise};
 use super::pooling::pool;
@@ -17,7 +18,7 @@ use super::product::{PackedLinear, ROW_QUANTUM, TILE_VECTORS, lanes};
 use crate::alphabet::MASK;
 use crate::model::Tensor;
 use crate::ops::{Epilogue, LinearRows, Ops, PooledRows};
-use crate::{Batch, EngineError, Pooling, Progress};
+use crate::{Batch, EngineError, Pooling, Precision, Progress};
 
 /// Most rows that one task of a row-wise operation takes. Every task streams the weights once, so
 /// few large tasks are better (192 rows ran 5 to 10 % faster than 96 on weights beyond the
@@ -31,11 +32,15 @@ const QUERY_ROWS: usize = 1_024;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Activations on their way into a product in bf16.
+    static ROUNDED: RefCell<Vec<brain::Line>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The CPU's implementation of [`Ops`].
 pub struct CpuOps {
     arch: Arch,
+    /// How linear layers multiply in bf16; `None`: in f32.
+    brain: Option<brain::Kernel>,
     pool: ThreadPool,
     rotary: Rotary,
     head_width: usize,
@@ -46,18 +51,26 @@ impl CpuOps {
     /// Starts `threads` threads for a model with heads of `head_width`.
     ///
     /// # Errors
-    /// [`EngineError::Device`] when the threads cannot be started.
-    pub fn new(head_width: usize, threads: usize) -> Result<Self, EngineError> {
-        Self::with_arch(Arch::new(), head_width, threads)
+    /// [`EngineError::Device`] when the threads cannot be started, [`EngineError::Model`] for a precision that
+    /// this machine lacks.
+    pub fn new(head_width: usize, threads: usize, precision: Precision) -> Result<Self, EngineError> {
+        super::check_precision(precision).map_err(EngineError::Model)?;
+        let brain = brain::Kernel::detect().filter(|_| precision == Precision::Bf16);
+        Self::with_kernels(Arch::new(), brain, head_width, threads)
     }
 
-    fn with_arch(arch: Arch, head_width: usize, threads: usize) -> Result<Self, EngineError> {
+    fn with_kernels(
+        arch: Arch,
+        brain: Option<brain::Kernel>,
+        head_width: usize,
+        threads: usize,
+    ) -> Result<Self, EngineError> {
         let pool = ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .thread_name(|index| format!("cpu-engine-{index}"))
             .build()
             .map_err(|error| EngineError::Device(format!("failed to start {threads} threads: {error}")))?;
-        Ok(Self { arch, pool, rotary: Rotary::new(head_width), head_width, weights_bytes: 0 })
+        Ok(Self { arch, brain, pool, rotary: Rotary::new(head_width), head_width, weights_bytes: 0 })
     }
 
     /// Rows of one task when `rows` are shared out evenly among the threads.
@@ -93,7 +106,14 @@ pub struct Table {
 pub struct CpuNorm(Norm);
 
 /// A prepared linear layer.
-pub struct CpuLinear(PackedLinear);
+pub struct CpuLinear(Product);
+
+enum Product {
+    /// In f32.
+    Full(PackedLinear),
+    /// In bf16.
+    Brain(BrainLinear),
+}
 
 fn padded_rows(tokens: usize) -> usize {
     tokens.next_multiple_of(ROW_QUANTUM)
@@ -123,9 +143,15 @@ impl Ops for CpuOps {
     fn linear(&mut self, parts: &[LinearRows<'_>]) -> Result<CpuLinear, EngineError> {
         let inputs = parts.first().and_then(|part| part.weight.shape.last().copied()).unwrap_or(0);
         let parts: Vec<_> = parts.iter().map(|part| (part.weight.to_f32(), part.bias.to_f32())).collect();
-        let packed = PackedLinear::pack(&parts, inputs, TILE_VECTORS * lanes(self.arch))
-            .ok_or_else(|| EngineError::Device("not enough memory for the weights".into()))?;
-        self.weights_bytes += packed.bytes();
+        let packed = match self.brain {
+            None => PackedLinear::pack(&parts, inputs, TILE_VECTORS * lanes(self.arch)).map(Product::Full),
+            Some(kernel) => BrainLinear::pack(kernel, &parts, inputs).map(Product::Brain),
+        };
+        let packed = packed.ok_or_else(|| EngineError::Device("not enough memory for the weights".into()))?;
+        self.weights_bytes += match &packed {
+            Product::Full(linear) => linear.bytes(),
+            Product::Brain(linear) => linear.bytes(),
+        };
         Ok(CpuLinear(packed))
     }
 
@@ -202,14 +228,23 @@ impl Ops for CpuOps {
         epilogue: Epilogue,
         out: &mut Activations,
     ) -> Result<(), EngineError> {
-        let (arch, linear) = (self.arch, &linear.0);
-        let x = &x.0.as_slice()[..layout.rows * linear.inputs()];
-        let out = &mut out.0.as_mut_slice()[..layout.rows * linear.outputs()];
+        let arch = self.arch;
+        let (inputs, outputs) = match &linear.0 {
+            Product::Full(linear) => (linear.inputs(), linear.outputs()),
+            Product::Brain(linear) => (linear.inputs(), linear.outputs()),
+        };
+        let x = &x.0.as_slice()[..layout.rows * inputs];
+        let out = &mut out.0.as_mut_slice()[..layout.rows * outputs];
         let block = self.block_rows(layout.rows);
         self.pool.install(|| {
-            x.par_chunks(block * linear.inputs())
-                .zip(out.par_chunks_mut(block * linear.outputs()))
-                .for_each(|(x, out)| linear.apply(arch, x, epilogue, out));
+            x.par_chunks(block * inputs).zip(out.par_chunks_mut(block * outputs)).for_each(|(x, out)| {
+                match &linear.0 {
+                    Product::Full(linear) => linear.apply(arch, x, epilogue, out),
+                    Product::Brain(linear) => {
+                        ROUNDED.with_borrow_mut(|rounded| linear.apply(arch, x, epilogue, rounded, out))
+                    }
+                }
+            });
         });
         Ok(())
     }
@@ -322,7 +357,7 @@ mod tests {
         }
         let mut results = Vec::new();
         for arch in kinds {
-            let ops = CpuOps::with_arch(arch, model.config().head_width(), 2).unwrap();
+            let ops = CpuOps::with_kernels(arch, None, model.config().head_width(), 2).unwrap();
             let options = EngineOptions {
                 layer: model.config().layers,
                 pooling: Pooling::None,
@@ -354,7 +389,7 @@ mod tests {
             let (outputs, inputs) = (weight_shape[0], weight_shape[1]);
             let (weight, bias) = (tensor(weight_shape, 1), tensor(bias_shape, 5));
             let (weights, biases) = (weight.to_f32(), bias.to_f32());
-            let mut ops = CpuOps::new(2, 2).unwrap();
+            let mut ops = CpuOps::new(2, 2, Precision::Fp32).unwrap();
             let linear = ops.linear(&[LinearRows { weight, bias }]).unwrap();
             let mut batch = Batch::default();
             batch.push(0, &[b'M'; 48], 48);

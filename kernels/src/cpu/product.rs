@@ -190,11 +190,7 @@ impl Apply<'_> {
             // The first block's sums replace what `out` holds, unless that is the residual; the
             // last block's get the bias and what follows it.
             let add = start > 0 || epilogue == Epilogue::Residual;
-            let ending = match (start + depth == inputs, epilogue) {
-                (false, _) => Ending::More,
-                (true, Epilogue::Bias | Epilogue::Residual) => Ending::Bias,
-                (true, Epilogue::Gelu) => Ending::Gelu,
-            };
+            let ending = Ending::of(epilogue, start + depth == inputs);
             for (index, weights) in block.chunks_exact(depth * panel).enumerate() {
                 let column = index * panel;
                 let (biases, _) = S::as_simd_f32s(&linear.bias.as_slice()[column..column + panel]);
@@ -226,17 +222,35 @@ impl Apply<'_> {
 
 /// What follows the addition of a block's sums.
 #[derive(Clone, Copy)]
-enum Ending {
+pub(super) enum Ending {
     /// Another block.
     More,
     Bias,
     Gelu,
 }
 
+impl Ending {
+    /// What follows a block, which is the `last` one of its inner dimension or not.
+    pub(super) fn of(epilogue: Epilogue, last: bool) -> Self {
+        match (last, epilogue) {
+            (false, _) => Self::More,
+            (true, Epilogue::Bias | Epilogue::Residual) => Self::Bias,
+            (true, Epilogue::Gelu) => Self::Gelu,
+        }
+    }
+}
+
 // A function rather than a closure: closures are compiled without vector instructions unless they
 // happen to be inlined.
 #[inline(always)]
-fn finish<S: Simd>(simd: S, sum: S::f32s, old: S::f32s, add: bool, bias: S::f32s, ending: Ending) -> S::f32s {
+pub(super) fn finish<S: Simd>(
+    simd: S,
+    sum: S::f32s,
+    old: S::f32s,
+    add: bool,
+    bias: S::f32s,
+    ending: Ending,
+) -> S::f32s {
     let sum = if add { simd.add_f32s(sum, old) } else { sum };
     match ending {
         Ending::More => sum,
