@@ -121,7 +121,25 @@ fn options(layer: usize, pooling: Pooling, threads: usize) -> EngineOptions {
 }
 
 fn engine(model: &Model, pooling: Pooling, threads: usize) -> CpuEngine {
-    CpuEngine::load(model, options(model.config().layers, pooling, threads)).unwrap()
+    engine_in(Precision::Fp32, model, pooling, threads)
+}
+
+fn engine_in(precision: Precision, model: &Model, pooling: Pooling, threads: usize) -> CpuEngine {
+    let options = EngineOptions { precision, ..options(model.config().layers, pooling, threads) };
+    CpuEngine::load(model, options).unwrap()
+}
+
+/// What the CPU engine of this machine computes in.
+fn precisions() -> Vec<Precision> {
+    let mut precisions = vec![Precision::Fp32];
+    match kernels::cpu::bf16_instructions() {
+        Some(_) => precisions.push(Precision::Bf16),
+        None => {
+            let line = b"skipped: bf16 on the CPU (this processor has neither AMX nor AVX512_BF16)\n";
+            std::io::stderr().write_all(line).unwrap();
+        }
+    }
+    precisions
 }
 
 fn run(engine: &mut CpuEngine, batch: &Batch) -> Embeddings {
@@ -153,17 +171,34 @@ fn fp32(golden: &Golden) -> Tolerance {
     golden.manifest.tolerances["fp32"]
 }
 
+fn tolerance(golden: &Golden, precision: Precision) -> Tolerance {
+    match precision {
+        Precision::Fp32 => fp32(golden),
+        // Tighter than the manifest's, which allows for activations in bf16: ours stay in f32.
+        Precision::Bf16 => Tolerance { min_cos: 0.9998, ..golden.manifest.tolerances["bf16"] },
+        Precision::Fp16 => golden.manifest.tolerances["fp16"],
+    }
+}
+
+fn all_in_all_precisions() -> Vec<(Golden, Precision)> {
+    precisions()
+        .into_iter()
+        .flat_map(|precision| Golden::all().into_iter().map(move |golden| (golden, precision)))
+        .collect()
+}
+
 #[test]
 fn every_row_of_every_variant_matches_the_reference() {
     for golden in Golden::all() {
         let model = golden.model();
-        let mut engine = engine(&model, Pooling::Mean, 2);
         let batch = golden.batch(&golden.manifest.cases);
-        let got = run(&mut engine, &batch);
-        assert_eq!(got.hidden, golden.hidden);
-        for (case, row) in golden.manifest.cases.iter().zip(got.values.chunks_exact(got.hidden)) {
-            let what = format!("{} {}|{}", golden.model, case.id, case.variant);
-            assert_close(row, golden.expected_row(case.row), fp32(&golden), &what);
+        for precision in precisions() {
+            let got = run(&mut engine_in(precision, &model, Pooling::Mean, 2), &batch);
+            assert_eq!(got.hidden, golden.hidden);
+            for (case, row) in golden.manifest.cases.iter().zip(got.values.chunks_exact(got.hidden)) {
+                let what = format!("{} {precision:?} {}|{}", golden.model, case.id, case.variant);
+                assert_close(row, golden.expected_row(case.row), tolerance(&golden, precision), &what);
+            }
         }
     }
 }
@@ -248,10 +283,10 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn a_row_is_the_same_alone_and_in_any_batch() {
-    for golden in Golden::all() {
+    for (golden, precision) in all_in_all_precisions() {
         let model = golden.model();
         let cases = &golden.manifest.cases;
-        let mut engine = engine(&model, Pooling::Mean, 2);
+        let mut engine = engine_in(precision, &model, Pooling::Mean, 2);
         let together = run(&mut engine, &golden.batch(cases));
         let row = |index: usize| bits(&together.values[index * golden.hidden..][..golden.hidden]);
         for (index, case) in cases.iter().enumerate() {
@@ -273,13 +308,13 @@ fn a_row_is_the_same_alone_and_in_any_batch() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for golden in Golden::all() {
+    for (golden, precision) in all_in_all_precisions() {
         let model = golden.model();
         let batch = golden.batch(&golden.manifest.cases);
         for pooling in [Pooling::Mean, Pooling::Max, Pooling::None] {
-            let one = run(&mut engine(&model, pooling, 1), &batch);
+            let one = run(&mut engine_in(precision, &model, pooling, 1), &batch);
             for threads in [2, 3] {
-                let more = run(&mut engine(&model, pooling, threads), &batch);
+                let more = run(&mut engine_in(precision, &model, pooling, threads), &batch);
                 assert_eq!(bits(&one.values), bits(&more.values), "{pooling:?}, {threads} threads");
             }
         }
@@ -288,9 +323,9 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn changing_one_sequence_moves_no_other_row() {
-    for golden in Golden::all() {
+    for (golden, precision) in all_in_all_precisions() {
         let model = golden.model();
-        let mut engine = engine(&model, Pooling::Mean, 2);
+        let mut engine = engine_in(precision, &model, Pooling::Mean, 2);
         let cases = &golden.manifest.cases[..24];
         let before = golden.batch(cases);
         let first = run(&mut engine, &before);
