@@ -2,6 +2,7 @@
 //!
 //! Every path is absolute, every limit resolved; nothing validates a `Job` again.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -295,6 +296,8 @@ pub struct Telemetry {
     pub log: String,
     /// Log format.
     pub log_format: LogFormat,
+    /// Where metrics are served over HTTP; `None`: nowhere.
+    pub prometheus: Option<SocketAddr>,
 }
 
 /// Progress display.

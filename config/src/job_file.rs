@@ -196,6 +196,10 @@ pub struct TelemetryTable {
     pub log: String,
     /// Log format, on standard error.
     pub log_format: LogFormat,
+    /// Where Prometheus may read metrics over HTTP, as in "127.0.0.1:9464"; "off": nowhere. At an address other than
+    /// of this machine itself anyone who reaches it can read them.
+    #[schemars(length(min = 1))]
+    pub prometheus: String,
 }
 
 impl Default for ModelTable {
@@ -243,6 +247,7 @@ impl Default for TelemetryTable {
             progress: ProgressDisplay::default(),
             log: "info".to_owned(),
             log_format: LogFormat::default(),
+            prometheus: "off".to_owned(),
         }
     }
 }
@@ -467,6 +472,10 @@ impl From<&Job> for JobFile {
                 progress: job.telemetry.progress,
                 log: escape(&job.telemetry.log),
                 log_format: job.telemetry.log_format,
+                prometheus: job
+                    .telemetry
+                    .prometheus
+                    .map_or_else(|| "off".to_owned(), |address| address.to_string()),
             },
         }
     }

@@ -236,6 +236,14 @@ pub enum Fault {
         /// Its value.
         other_value: i64,
     },
+    /// Text that is not an address with a port.
+    #[error("`{key}` = \"{value}\" is not an address with a port")]
+    NotAnAddress {
+        /// Dotted.
+        key: String,
+        /// As typed.
+        value: String,
+    },
     /// Empty text or an empty list.
     #[error("`{key}` is empty")]
     Empty {

@@ -3,6 +3,7 @@
 //! The decoder has already refused unknown keys, wrong types and unknown words.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
@@ -310,7 +311,31 @@ impl Resolver<'_> {
             self.object(&place, empty(LOG).help("write \"info\", \"warn\" or \"off\""));
             return None;
         }
-        Some(Telemetry { progress: typed.progress, log, log_format: typed.log_format })
+        let prometheus = self.address("telemetry.prometheus", &typed.prometheus)?;
+        Some(Telemetry { progress: typed.progress, log, log_format: typed.log_format, prometheus })
+    }
+
+    /// The outer option is `None` after a mistake, the inner one for "off".
+    fn address(&mut self, key: &str, typed: &str) -> Option<Option<SocketAddr>> {
+        let place = self.document.place(key);
+        let expanded = expand_variables(key, typed, &self.around.variables);
+        let text = self.note(&place, expanded)?;
+        let text = text.trim();
+        if text == "off" {
+            return Some(None);
+        }
+        // The one name that needs no look-up.
+        let numbers = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+        let Ok(address) = numbers.as_deref().unwrap_or(text).parse() else {
+            let fault = Fault::NotAnAddress { key: key.to_owned(), value: text.to_owned() };
+            let objection = Objection::new(fault, "address and port belong here");
+            self.object(
+                &place,
+                objection.help("write \"127.0.0.1:9464\" for readers on this machine, or \"off\""),
+            );
+            return None;
+        };
+        Some(Some(address))
     }
 
     /// Expands a text that names a path, or may.

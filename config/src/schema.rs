@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(schema["required"], serde_json::json!(["input", "output"]));
         assert_eq!(schema["additionalProperties"], false);
         assert_eq!(schema["properties"]["input"]["required"], serde_json::json!(["fasta"]));
-        assert_eq!(keys().len(), 33);
+        assert_eq!(keys().len(), 34);
         for key in keys() {
             let (table, last) = key.split_once('.').unwrap();
             let described = &schema["properties"][table]["properties"][last]["description"];
