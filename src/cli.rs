@@ -24,6 +24,7 @@ Examples:
   virnucpro-orch plan job.toml            what would be done, without a model loaded
   virnucpro-orch run job.toml             do it; the same command resumes
   virnucpro-orch status results           how does it stand?
+  virnucpro-orch report results           make its report again
   virnucpro-orch verify results           is the result whole?
   virnucpro-orch export results --to npy  for other tools";
 
@@ -62,6 +63,8 @@ pub(crate) enum Command {
     Readmit(DeviceArguments),
     /// Bring to disk what a running job has computed of segments that are not complete
     Checkpoint(FolderArguments),
+    /// Make report.html and report.json of a result folder again, whatever became of its run
+    Report(FolderArguments),
     /// Check a result folder against its manifest
     Verify(VerifyArguments),
     /// Convert a result for other tools

@@ -4,6 +4,9 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use actors::fasta::InputError;
+use serde_json::json;
+
+use crate::logging;
 
 /// How the program ends; the numbers are a promise to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,15 @@ impl Failure {
 
     /// Prints it to standard error.
     pub(crate) fn print(&self) {
+        if logging::speaks_json() {
+            let hints = match &self.report {
+                Report::Config(_) => &[][..],
+                Report::Text { hints, .. } => hints,
+            };
+            let exit_code = self.exit as u8;
+            let fields = json!({ "message": self.line(), "hints": hints, "exit_code": exit_code });
+            return crate::stderr::write(logging::json_line("ERROR", &fields));
+        }
         match &self.report {
             Report::Config(error) => crate::stderr::say(format_args!("{:?}", ConfigReport(error))),
             Report::Text { message, causes, hints } => {

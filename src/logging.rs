@@ -1,21 +1,29 @@
 //! Logs: to standard error as the job says, and to `run.log`.
+//!
+//! Where standard error is the journal's, lines begin with their priority (`<4>` for a warning) in place of the time,
+//! which the journal has of its own.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use indicatif::MultiProgress;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
-use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::failure::{Exit, Failure};
 
 /// The modules that log, as a filter may name them; those above them may be named, too.
-const MODULES: [&str; 13] = [
+const MODULES: [&str; 17] = [
     "actors::inference",
     "actors::journal",
     "actors::monitor::gpu",
@@ -24,10 +32,14 @@ const MODULES: [&str; 13] = [
     "actors::supervisor",
     "actors::writer",
     "virnucpro_orch::control",
+    "virnucpro_orch::metrics",
     "virnucpro_orch::progress",
+    "virnucpro_orch::recorder",
+    "virnucpro_orch::report",
     "virnucpro_orch::result_folder",
     "virnucpro_orch::result_folder::lock",
     "virnucpro_orch::run",
+    "virnucpro_orch::summary",
     "virnucpro_orch::worker",
 ];
 
@@ -118,12 +130,74 @@ pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, bar: bool) -> Res
     let to_stderr = fmt::layer().with_target(false).with_writer(AboveBars);
     match telemetry.log_format {
         config::LogFormat::Text => {
-            let ansi = io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none();
-            registry.with(to_stderr.with_ansi(ansi).with_filter(filter(stderr_filter)?)).init();
+            // The summary stands there in words.
+            let stderr_filter = filter(&format!("{stderr_filter},virnucpro_orch::summary=off"))?;
+            if is_journal() {
+                let format = ForJournal(fmt::format().without_time().with_target(false));
+                let to_stderr = to_stderr.with_ansi(false).event_format(format);
+                registry.with(to_stderr.with_filter(stderr_filter)).init();
+            } else {
+                let ansi =
+                    io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+                registry.with(to_stderr.with_ansi(ansi).with_filter(stderr_filter)).init();
+            }
         }
-        config::LogFormat::Json => registry.with(to_stderr.json().with_filter(filter(stderr_filter)?)).init(),
+        config::LogFormat::Json => {
+            SPEAKS_JSON.store(true, Ordering::Relaxed);
+            registry.with(to_stderr.json().with_filter(filter(stderr_filter)?)).init();
+        }
     }
     Ok(())
+}
+
+/// Whether everything on standard error is JSON lines from now on.
+static SPEAKS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether standard error is for machines.
+pub(crate) fn speaks_json() -> bool {
+    SPEAKS_JSON.load(Ordering::Relaxed)
+}
+
+/// A line as those of the log, for what is not logged but said.
+pub(crate) fn json_line(level: &str, fields: &serde_json::Value) -> String {
+    let mut timestamp = String::new();
+    // A time that cannot be written is an empty one.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut timestamp));
+    serde_json::json!({ "timestamp": timestamp, "level": level, "fields": fields }).to_string()
+}
+
+/// Whether standard error leads to the systemd journal: it says so by device and inode.
+fn is_journal() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    std::fs::metadata("/proc/self/fd/2")
+        .is_ok_and(|metadata| stream == format!("{}:{}", metadata.dev(), metadata.ino()))
+}
+
+/// Lines with their priority in front, which the journal takes off.
+struct ForJournal<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for ForJournal<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
+    }
 }
 
 /// A full disk must not end the run through its log.

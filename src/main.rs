@@ -15,9 +15,12 @@ mod failure;
 mod identity;
 mod init;
 mod logging;
+mod metrics;
 mod plan;
 mod preparation;
 mod progress;
+mod recorder;
+mod report;
 mod result_folder;
 mod run;
 mod signals;
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             attach::command(&arguments.folder, &Request::Readmit { device: arguments.device })
         }
         Command::Checkpoint(arguments) => attach::command(&arguments.folder, &Request::Checkpoint),
+        Command::Report(arguments) => report::report(&arguments),
         Command::Verify(arguments) => verify::verify(&arguments),
         Command::Export(arguments) => export_command::export(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),

@@ -3,7 +3,7 @@
 mod lock;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use actors::files;
 use actors::identity::SegmentId;
@@ -27,8 +27,8 @@ impl LockedFolder {
     pub(crate) fn open(directory: &Path) -> Result<Self, Failure> {
         let folder = ResultFolder(directory.to_owned());
         let ours = folder.state().is_dir() || folder.manifest().is_file();
-        if let Some(foreign) = [folder.failed(), folder.log()].into_iter().find(|path| !ours && path.exists())
-        {
+        let names = [folder.failed(), folder.log()].into_iter().chain(about_the_run(&folder));
+        if let Some(foreign) = names.into_iter().find(|path| !ours && path.exists()) {
             let text = format!("`{}` exists and is not of an earlier run", foreign.display());
             return Err(Failure::new(Exit::Usage, text).hint("choose another output.directory"));
         }
@@ -70,6 +70,9 @@ impl LockedFolder {
         for path in [self.folder.manifest(), self.folder.failed(), self.folder.snapshot()] {
             remove(&path)?;
             files::sync_folder_of(&path).map_err(|error| failed("sync the folder of", &path, &error))?;
+        }
+        for path in about_the_run(&self.folder) {
+            remove(&path)?;
         }
         self.remove_parts_except(&[])?;
         for path in list(&self.folder.state())? {
@@ -119,6 +122,9 @@ impl LockedFolder {
                     "stdin",
                     "snapshot.json",
                     "control.sock",
+                    "telemetry.jsonl",
+                    "report.html",
+                    "report.json",
                 ];
                 let is_ours = name.strip_prefix('.').is_some_and(|rest| {
                     rest.ends_with(".tmp") && ours.iter().any(|ours| rest.starts_with(ours))
@@ -166,6 +172,11 @@ impl LockedFolder {
     }
 }
 
+/// What tells how a run went, and is no part of its result.
+fn about_the_run(folder: &ResultFolder) -> [PathBuf; 3] {
+    [crate::recorder::path(folder), crate::report::page_path(folder), crate::report::json_path(folder)]
+}
+
 /// Warns of files beside the parts, which are left alone: who reads the folder as one table reads them too.
 pub(crate) fn warn_of_foreign_files(folder: &ResultFolder) {
     let Ok(paths) = list(&folder.embeddings()) else { return };
@@ -189,7 +200,7 @@ fn is_part(path: &Path) -> bool {
         .is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-fn list(folder: &Path) -> Result<Vec<std::path::PathBuf>, Failure> {
+fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     let entries = fs::read_dir(folder).and_then(|entries| {
         entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>()
     });

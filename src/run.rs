@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use actors::failed::{self, Stage};
@@ -14,17 +15,20 @@ use actors::manifest::{
 };
 use actors::part::PartSchema;
 use actors::restart::RestartPolicy;
-use actors::{JobView, Outcome, Run, RunEnd, RunPlan, WorkerCommand, WriteError};
+use actors::{JobView, Outcome, Run, RunEnd, RunPlan, Snapshot, WorkerCommand, WriteError};
 use config::Job;
 use kernels::Pooling;
 
 use crate::cli::RunArguments;
 use crate::control::Control;
 use crate::failure::{Exit, Failure};
+use crate::metrics::Metrics;
 use crate::preparation::{self, Compute};
+use crate::recorder::{Host, Recorder, SessionStart};
+use crate::report::Ending;
 use crate::result_folder::{LockedFolder, warn_of_foreign_files};
 use crate::signals::Target;
-use crate::{identity, logging, progress, signals, summary};
+use crate::{identity, logging, progress, report, signals, summary};
 
 /// What to say when results vanish under a run.
 const FOLDER_GONE: &str = "something removed or changed files of the result; what is gone is computed again";
@@ -122,16 +126,56 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     locked.remove_uncommitted(&manifest)?;
 
     let earlier: BTreeSet<u32> = manifest.segments.keys().copied().collect();
+    let session = u32::try_from(manifest.sessions.len()).unwrap_or(u32::MAX);
+    let session_start = SessionStart {
+        job: job_view(job, &compute, started_unix_s),
+        host: Host::here(&host_name()),
+        command: same_command(arguments),
+        working_folder: std::env::current_dir()
+            .map_or_else(|_| String::new(), |path| path.display().to_string()),
+        records_total: manifest.counts.records,
+        residues_total: manifest.counts.residues,
+        records_resumed: manifest.totals.records,
+        lengths: survey.lengths,
+    };
     let run = Run::start(run_plan(job, &compute, &locked.folder, sources, stamps, manifest))
         .await
         .map_err(|error| cannot_start(&*error))?;
     target.set(run.stopper());
     let display = tokio::spawn(progress::show(job.telemetry.clone(), run.snapshots()));
     let control = Control::listen(&locked.folder, run.stopper(), run.snapshots());
+    let metrics = Metrics::serve(job.telemetry.prometheus, run.snapshots()).await;
+    let recorder = Recorder::start(&locked.folder, session, session_start, run.snapshots());
     let end = run.ended().await;
+    drop(metrics);
     control.close(&end.snapshot, &locked.folder);
     let _ = display.await;
-    conclude(arguments, &locked.folder, &compute, job, &earlier, end, &target)
+    let snapshot = end.snapshot.clone();
+    let (manifest, result) = conclude(arguments, &locked.folder, &compute, job, &earlier, end, &target);
+    tell_the_end(&locked.folder, recorder, &manifest, &snapshot, &result);
+    result
+}
+
+/// Records, reports and says how a run ended; nothing of it changes how it did.
+fn tell_the_end(
+    folder: &ResultFolder,
+    recorder: Recorder,
+    manifest: &Manifest,
+    snapshot: &Arc<Snapshot>,
+    result: &Result<Exit, Failure>,
+) {
+    let (ending, status) = match result {
+        Ok(_) => (Ending::Done, RunStatus::Done),
+        Err(failure) if failure.exit == Exit::Resumable => (Ending::Stopped, RunStatus::Stopped),
+        Err(_) => (Ending::Failed, RunStatus::Failed),
+    };
+    let reason = result.as_ref().err().map(Failure::line);
+    recorder.close(snapshot, status, reason.clone());
+    report::write_at_end(folder, manifest, snapshot, ending, reason);
+    match result {
+        Ok(_) => summary::print_done(folder, manifest, snapshot),
+        Err(_) => summary::print_ended(snapshot),
+    }
 }
 
 /// Says once what the actors, which start one another, say one after the other.
@@ -320,10 +364,14 @@ fn job_view(job: &Job, compute: &Compute, started_unix_s: u64) -> JobView {
         pooling: identity::pooling(compute.pooling).to_owned(),
         token_budget: compute.packing.token_budget,
         program: env!("CARGO_PKG_VERSION").to_owned(),
-        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        host: host_name(),
         process: std::process::id(),
         started_unix_s,
     }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 fn part_schema(job: &Job, compute: &Compute) -> PartSchema {
@@ -353,7 +401,7 @@ fn worker_command() -> WorkerCommand {
     WorkerCommand { program, arguments: vec!["worker".into()] }
 }
 
-/// Writes the last state of the folder and says how it went.
+/// Writes the last state of the folder; returns it with how the run went.
 fn conclude(
     arguments: &RunArguments,
     folder: &ResultFolder,
@@ -362,7 +410,7 @@ fn conclude(
     earlier: &BTreeSet<u32>,
     end: RunEnd,
     signals: &Target,
-) -> Result<Exit, Failure> {
+) -> (Manifest, Result<Exit, Failure>) {
     let RunEnd { outcome, mut manifest, snapshot } = end;
     if let Some(session) = manifest.sessions.last_mut() {
         session.elapsed_s = snapshot.elapsed_s;
@@ -444,11 +492,10 @@ fn conclude(
         }
         failure.hint(format!("{committed} of {records} records are committed; to go on: {command}"))
     };
-    match (failure, written) {
+    let result = match (failure, written) {
         (None, Ok(Some(()))) => {
             tracing::info!(rows = manifest.totals.rows, failed = manifest.totals.failed, "done");
             warn_of_foreign_files(folder);
-            summary::print(folder, &manifest, &snapshot);
             Ok(finished(&manifest))
         }
         (None, Ok(None)) => {
@@ -468,7 +515,8 @@ fn conclude(
             }
             Err(to_go_on(failure))
         }
-    }
+    };
+    (manifest, result)
 }
 
 /// Takes back what somebody deleted or cut short after it was committed, so that nothing is called done that
@@ -550,15 +598,17 @@ fn finished(manifest: &Manifest) -> Exit {
     if manifest.totals.failed > 0 { Exit::Rejected } else { Exit::Done }
 }
 
+/// A word as a shell takes it.
+pub(crate) fn quoted(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,+@%".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 fn same_command(arguments: &RunArguments) -> String {
-    let quoted = |text: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./=:,+@%".contains(&byte);
-        if !text.is_empty() && text.bytes().all(plain) {
-            text.to_owned()
-        } else {
-            format!("'{}'", text.replace('\'', r"'\''"))
-        }
-    };
     let mut command = format!("virnucpro-orch run {}", quoted(&arguments.job.job.to_string_lossy()));
     for key_value in &arguments.job.overrides {
         command += &format!(" --set {}", quoted(key_value));

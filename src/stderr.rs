@@ -1,8 +1,20 @@
-//! Standard error: words for people, who may have left; that never decides how a run ends.
+//! Standard error: words for people, who may have left; that never decides how a run ends. Once a run logs as JSON,
+//! words are JSON lines too.
 
 use std::io::Write;
 
+use crate::logging;
+
 /// Says one line (or several) on standard error, wherever that still leads.
 pub(crate) fn say(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    if logging::speaks_json() {
+        write(&logging::json_line("INFO", &serde_json::json!({ "message": text.to_string() })));
+    } else {
+        write(&text);
+    }
+}
+
+/// Writes a line as it is.
+pub(crate) fn write(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

@@ -1,17 +1,120 @@
-//! The last words of a run: what was done, how fast, and where it is.
+//! The last words of a run: what was done, how fast, where its time went, and where the result is.
+//!
+//! People get them as text on standard error; `run.log`, and standard error under `log_format = "json"`, as fields.
 
 use std::path::Path;
 
-use actors::Snapshot;
 use actors::manifest::{Manifest, ResultFolder};
+use actors::{Snapshot, StageView};
 
+use crate::logging;
 use crate::progress::{duration, grouped};
 
-/// Says how a finished run went, on standard error.
-pub(crate) fn print(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snapshot) {
+/// Says how a finished run went.
+pub(crate) fn print_done(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snapshot) {
+    log(snapshot);
+    if !logging::speaks_json() {
+        print_result(folder, manifest, snapshot);
+    }
+}
+
+/// Says what a run did that ended before its end, and where its time went; why it ended, its failure tells.
+pub(crate) fn print_ended(snapshot: &Snapshot) {
+    log(snapshot);
+    if logging::speaks_json() {
+        return;
+    }
+    crate::stderr::say(format_args!("so far"));
+    let residues = snapshot.residues_committed.saturating_sub(snapshot.residues_resumed);
+    let committed = snapshot.records_committed.saturating_sub(snapshot.records_resumed);
+    line("committed", format!("{} records, {} residues", grouped(committed), grouped(residues)));
+    line("speed", speed(snapshot));
+    if snapshot.restarts > 0 {
+        line("restarts", snapshot.restarts.to_string());
+    }
+    for text in stages(snapshot) {
+        crate::stderr::say(text);
+    }
+}
+
+fn line(name: &str, text: String) {
+    crate::stderr::say(format_args!("  {name:<10} {text}"));
+}
+
+fn speed(snapshot: &Snapshot) -> String {
+    format!(
+        "{} tokens/s ({} tokens in {})",
+        grouped(snapshot.tokens_per_s as u64),
+        grouped(snapshot.tokens_computed),
+        duration(snapshot.elapsed_s)
+    )
+}
+
+/// The same as fields. Standard error gets them only where it speaks JSON; see `logging`.
+fn log(snapshot: &Snapshot) {
+    for StageView { stage, waits, busy_s, busy_share, starved_share, blocked_share, .. } in &snapshot.stages {
+        tracing::info!(
+            stage = stage.name(),
+            busy_s,
+            busy_share,
+            starved_share,
+            blocked_share,
+            waits = waits.count,
+            wait_p50_ms = waits.p50_ms,
+            wait_p95_ms = waits.p95_ms,
+            "stage timing"
+        );
+    }
+    tracing::info!(
+        elapsed_s = snapshot.elapsed_s,
+        sequences = snapshot.sequences_computed,
+        tokens = snapshot.tokens_computed,
+        tokens_per_s = snapshot.tokens_per_s,
+        batches = snapshot.fill.batches,
+        fill = snapshot.fill.mean(),
+        restarts = snapshot.restarts,
+        records_committed = snapshot.records_committed,
+        failed = snapshot.failed,
+        bottleneck = snapshot.bottleneck.sentence,
+        "summary"
+    );
+}
+
+/// Where the time went: a line per stage, and what held the others up. Shares are of the session and of the stage's
+/// workers together, so that the three of a stage make at most the whole and no second counts twice.
+fn stages(snapshot: &Snapshot) -> Vec<String> {
+    let mut lines = Vec::new();
+    if snapshot.stages.is_empty() {
+        return lines;
+    }
+    let row = |cells: [&str; 8]| {
+        let [name, worked, busy, starved, blocked, waits, p50, p95] = cells;
+        format!("  {name:<10} {worked:>12} {busy:>6} {starved:>8} {blocked:>8} {waits:>9} {p50:>9} {p95:>9}")
+    };
+    lines.push(row(["stages", "worked", "busy", "starved", "blocked", "waits", "half in", "95 % in"]));
+    for view in &snapshot.stages {
+        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+        let wait = |ms: f64| if ms < 10_000.0 { format!("{ms:.1} ms") } else { duration(ms / 1000.0) };
+        lines.push(row([
+            &format!("  {}", view.stage.name()),
+            &duration(view.busy_s),
+            &percent(view.busy_share),
+            &percent(view.starved_share),
+            &percent(view.blocked_share),
+            &grouped(view.waits.count),
+            &wait(view.waits.p50_ms),
+            &wait(view.waits.p95_ms),
+        ]));
+    }
+    if !snapshot.bottleneck.sentence.is_empty() {
+        lines.push(format!("  {:<10} {}", "bottleneck", snapshot.bottleneck.sentence));
+    }
+    lines
+}
+
+fn print_result(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snapshot) {
     let totals = &manifest.totals;
     let counts = &manifest.counts;
-    let line = |name: &str, text: String| crate::stderr::say(format_args!("  {name:<10} {text}"));
     crate::stderr::say(format_args!("done"));
     let resumed = match snapshot.records_resumed {
         0 => String::new(),
@@ -19,15 +122,7 @@ pub(crate) fn print(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snaps
     };
     let residues = grouped(totals.residues);
     line("sequences", format!("{}, {residues} residues{resumed}", grouped(totals.rows)));
-    line(
-        "speed",
-        format!(
-            "{} tokens/s ({} tokens in {})",
-            grouped(snapshot.tokens_per_s as u64),
-            grouped(snapshot.tokens_computed),
-            duration(snapshot.elapsed_s)
-        ),
-    );
+    line("speed", speed(snapshot));
     let fill = &snapshot.fill;
     line(
         "batches",
@@ -65,7 +160,14 @@ pub(crate) fn print(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snaps
         line("letters", cleaned.join(", "));
     }
     line("failed", failed(folder, totals.failed));
+    for text in stages(snapshot) {
+        crate::stderr::say(text);
+    }
     line("result", shown(&folder.embeddings()));
+    let report = crate::report::page_path(folder);
+    if report.is_file() {
+        line("report", shown(&report));
+    }
 }
 
 fn failed(folder: &ResultFolder, failed: u64) -> String {
@@ -79,4 +181,40 @@ fn failed(folder: &ResultFolder, failed: u64) -> String {
 fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use actors::{Bottleneck, Stage, Waits};
+
+    use super::*;
+
+    #[test]
+    fn each_stage_has_its_line_and_the_bottleneck_its_sentence() {
+        let view = |stage| StageView {
+            stage,
+            queued: 0,
+            capacity: 3,
+            waits: Waits { count: 1234, p50_ms: 0.25, p95_ms: 61_000.0, ..Waits::default() },
+            busy_share: 0.96,
+            starved_share: 0.03,
+            blocked_share: 0.0,
+            busy_s: 3725.0,
+        };
+        let snapshot = Snapshot {
+            stages: Stage::ALL.map(view).into(),
+            bottleneck: Bottleneck { sentence: "devices are kept busy".to_owned(), ..Bottleneck::default() },
+            ..Snapshot::default()
+        };
+        let lines = stages(&snapshot);
+        assert_eq!(lines.len(), 6);
+        assert_eq!(
+            lines[3].split_whitespace().collect::<Vec<_>>().join(" "),
+            "compute 1 h 02 min 96 % 3 % 0 % 1,234 0.2 ms 1 min 01 s"
+        );
+        assert_eq!(lines[5], "  bottleneck devices are kept busy");
+        assert!(lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
+        // A session that ended before anything was measured has no table.
+        assert!(stages(&Snapshot::default()).is_empty());
+    }
 }
