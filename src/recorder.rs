@@ -81,6 +81,8 @@ pub(crate) struct SessionStart {
     pub(crate) command: String,
     /// The folder in which it was typed.
     pub(crate) working_folder: String,
+    /// The resolved job, as `plan --print-job` prints it.
+    pub(crate) configuration: String,
     /// Input records of the whole run.
     pub(crate) records_total: u64,
     /// Residues of the whole run.

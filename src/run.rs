@@ -133,6 +133,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         command: same_command(arguments),
         working_folder: std::env::current_dir()
             .map_or_else(|_| String::new(), |path| path.display().to_string()),
+        configuration: job.to_toml().unwrap_or_default(),
         records_total: manifest.counts.records,
         residues_total: manifest.counts.residues,
         records_resumed: manifest.totals.records,

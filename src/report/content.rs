@@ -94,8 +94,10 @@ pub(super) struct JobPart {
     pub(super) input: Vec<FileDigest>,
     /// Every setting, digest and shape that changes values.
     pub(super) identity: BTreeMap<String, String>,
-    /// The resolved job.
+    /// The resolved job, as `run.json` has it.
     pub(super) resolved: Value,
+    /// The same as a job file; empty if no session recorded it.
+    pub(super) configuration: String,
 }
 
 /// The figures of a run, over all sessions.
@@ -255,6 +257,7 @@ pub(super) fn gather(
             input: manifest.input.clone(),
             identity: manifest.identity.clone(),
             resolved: manifest.job.clone(),
+            configuration: last_start.map(|start| start.configuration.clone()).unwrap_or_default(),
         },
         host: last_start.map(|start| start.host.clone()),
         figures: Figures {
@@ -305,7 +308,7 @@ fn sentence(manifest: &Manifest, ending: Ending, reason: Option<&str>) -> String
             format!("Done: each of {records} records has its embedding.")
         }
         Ending::Done => format!(
-            "Done: {} of {records} records have their embedding, {} have none and are listed in failed.tsv.",
+            "Done: {} of {records} records have their embedding; without one: {}, listed in failed.tsv.",
             grouped(manifest.totals.rows),
             grouped(manifest.totals.failed)
         ),

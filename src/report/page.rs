@@ -455,7 +455,13 @@ fn configuration(report: &Report) -> Markup {
     html! {
         section class="long" {
             h2 { "Configuration" }
-            pre { @for (key, value) in &settings { (key) " = " (value) "\n" } }
+            pre {
+                @if report.job.configuration.is_empty() {
+                    @for (key, value) in &settings { (key) " = " (value) "\n" }
+                } @else {
+                    (report.job.configuration.trim_end())
+                }
+            }
         }
     }
 }

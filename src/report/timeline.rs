@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::recorder::Series;
+use crate::recorder::{Series, SessionSeries};
 
 /// Most steps: about as many as a chart has room for.
 const STEPS_MAX: usize = 160;
@@ -31,7 +31,8 @@ impl Timeline {
     /// Of everything that was recorded.
     pub(super) fn of(series: &Series) -> Self {
         let total_s: f64 = series.sessions.values().map(|session| session.elapsed_s()).sum();
-        let samples: usize = series.sessions.values().map(|session| session.samples.len()).sum();
+        let between = |session: &SessionSeries| session.samples.len().saturating_sub(1);
+        let samples: usize = series.sessions.values().map(between).sum();
         if total_s <= 0.0 || !total_s.is_finite() {
             return Self::default();
         }
@@ -115,7 +116,7 @@ mod tests {
     use actors::DeviceState;
 
     use super::*;
-    use crate::recorder::{DeviceSample, Sample, SessionSeries};
+    use crate::recorder::{DeviceSample, Sample};
 
     fn sample(tokens: u64, compute_s: f64) -> Sample {
         let device = DeviceSample {
@@ -150,6 +151,7 @@ mod tests {
             (1.0, 0, 0.0),
             (2.0, 0, 0.0),
             (3.0, 0, 0.0),
+            (4.0, 0, 0.0),
             (5.0, 400, 4.0),
         ]]));
         assert_eq!(timeline.step_s, 1.0);
