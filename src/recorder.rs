@@ -15,7 +15,7 @@ use std::time::Duration;
 use actors::fasta::LengthHistogram;
 use actors::manifest::{ResultFolder, RunStatus};
 use actors::packing::Fill;
-use actors::{DeviceState, EventView, JobView, Snapshot, Stage, bounds};
+use actors::{DeviceState, EventLevel, EventView, JobView, Snapshot, Stage, bounds};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -27,6 +27,8 @@ const INTERVAL_MIN_S: f64 = 1.0;
 /// Later ones come each time the run has grown older by one part in so many: 500 samples for the first 500 s, then
 /// 1,150 for each tenfold of that, 4,000 for a week.
 const SAMPLES_PER_AGE: f64 = 500.0;
+/// Longest time between two samples: what a file says of earlier sessions may be damaged.
+const INTERVAL_MAX_S: f64 = 3600.0;
 /// A larger file is thinned out: a week with eight devices stays below it.
 const BYTES_MAX: usize = 8 << 20;
 /// Most that is read back: the file is not always ours alone to write.
@@ -60,7 +62,16 @@ pub(crate) enum Entry {
     /// How it stands.
     Sample(Box<Sample>),
     /// Something happened.
-    Event(EventView),
+    Event {
+        /// Grows by one with each event of the session.
+        number: u64,
+        /// How serious it is.
+        level: EventLevel,
+        /// The device that it is about.
+        device: Option<String>,
+        /// What happened, in one line.
+        text: String,
+    },
     /// The session ended in order; missing after a kill.
     End {
         /// How.
@@ -287,7 +298,7 @@ fn rounded(number: f64) -> f64 {
 
 /// Time to the next sample of a run that is so old, all sessions together, seconds.
 fn interval(age_s: f64) -> Duration {
-    Duration::from_secs_f64((age_s / SAMPLES_PER_AGE).max(INTERVAL_MIN_S))
+    Duration::from_secs_f64((age_s / SAMPLES_PER_AGE).clamp(INTERVAL_MIN_S, INTERVAL_MAX_S))
 }
 
 /// The file of a result folder.
@@ -396,13 +407,12 @@ impl Recording {
         for event in &snapshot.events {
             if self.event.is_none_or(|written| event.number > written) {
                 self.event = Some(event.number);
-                let mut event = event.clone();
-                if let Some((end, _)) = event.text.char_indices().nth(EVENT_TEXT_MAX) {
-                    event.text.truncate(end);
-                    event.text.push('…');
+                let EventView { number, at_s, level, device, mut text } = event.clone();
+                if let Some((end, _)) = text.char_indices().nth(EVENT_TEXT_MAX) {
+                    text.truncate(end);
+                    text.push('…');
                 }
-                // Said once: the line has it, too.
-                lines.push(self.line(event.at_s, Entry::Event(event)));
+                lines.push(self.line(at_s, Entry::Event { number, level, device, text }));
             }
         }
         lines.push(self.line(snapshot.elapsed_s, Entry::Sample(Box::new(Sample::of(snapshot)))));
@@ -461,13 +471,13 @@ fn open_for_appending(path: &Path) -> io::Result<File> {
     File::options().create(true).append(true).open(path)
 }
 
-/// Replaces the file by one with every second sample, as often as it takes to halve it.
+/// Replaces the file by one with every second sample, as often as it takes to make room.
 fn thin_out(path: &Path) -> io::Result<()> {
     let mut lines = read_lines(path)?;
     let mut text = written(&lines);
     // Each round halves the samples, of which a session keeps two.
     for _ in 0..usize::BITS {
-        if text.len() <= BYTES_MAX / 2 {
+        if text.len() <= BYTES_MAX / 4 * 3 {
             break;
         }
         lines = thinned(lines);
@@ -497,7 +507,7 @@ fn thinned(lines: Vec<Line>) -> Vec<Line> {
     for line in &lines {
         match line.entry {
             Entry::Sample(_) => *samples.entry(line.session).or_default() += 1,
-            Entry::Event(_) => events += 1,
+            Entry::Event { .. } => events += 1,
             Entry::Session(_) | Entry::End { .. } => {}
         }
     }
@@ -510,11 +520,11 @@ fn thinned(lines: Vec<Line>) -> Vec<Line> {
         }
         match line.entry {
             Entry::Session(_) | Entry::End { .. } => true,
-            Entry::Event(_) if events_dropped > 0 => {
+            Entry::Event { .. } if events_dropped > 0 => {
                 events_dropped -= 1;
                 false
             }
-            Entry::Event(_) => true,
+            Entry::Event { .. } => true,
             Entry::Sample(_) => {
                 let number = seen.entry(line.session).or_default();
                 *number += 1;
@@ -574,7 +584,9 @@ impl Series {
                         session.samples.push((line.at_s, *sample));
                     }
                 }
-                Entry::Event(event) => session.events.push(event),
+                Entry::Event { number, level, device, text } => {
+                    session.events.push(EventView { number, at_s: line.at_s, level, device, text });
+                }
                 Entry::End { status, reason } => session.end = Some((status, reason)),
             }
         }
@@ -584,8 +596,6 @@ impl Series {
 
 #[cfg(test)]
 mod tests {
-    use actors::EventLevel;
-
     use super::*;
 
     fn snapshot(elapsed_s: f64, events: std::ops::Range<u64>) -> Snapshot {
@@ -614,6 +624,7 @@ mod tests {
         assert!((3500..4500).contains(&samples), "{samples}");
         assert_eq!(interval(0.0), Duration::from_secs(1));
         assert_eq!(interval(50_000.0), Duration::from_secs(100));
+        assert_eq!(interval(f64::MAX), Duration::from_secs(3600));
     }
 
     #[test]
@@ -680,12 +691,13 @@ mod tests {
     #[test]
     fn a_storm_of_events_and_sessions_stays_within_bounds() {
         let line = |session, number| {
-            let event = snapshot(0.0, number..number + 1).events[0].clone();
-            Line { version: VERSION, session, at_s: 0.0, entry: Entry::Event(event) }
+            let text = "x".repeat(EVENT_TEXT_MAX);
+            let entry = Entry::Event { number, level: EventLevel::Warning, device: None, text };
+            Line { version: VERSION, session, at_s: 0.0, entry }
         };
         let lines = thinned((0..3000).map(|number| line(1, number)).collect());
         assert_eq!(lines.len(), EVENTS_KEPT);
-        assert!(matches!(&lines[0].entry, Entry::Event(event) if event.number == 1000));
+        assert!(matches!(&lines[0].entry, Entry::Event { number: 1000, .. }));
         let lines = thinned((1..=800).map(|session| line(session, 0)).collect());
         assert_eq!((lines.len(), lines[0].session), (SESSIONS_KEPT, 301));
     }

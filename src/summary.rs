@@ -89,7 +89,7 @@ fn stages(snapshot: &Snapshot) -> Vec<String> {
     }
     let row = |cells: [&str; 8]| {
         let [name, worked, busy, starved, blocked, waits, p50, p95] = cells;
-        format!("  {name:<10} {worked:>12} {busy:>6} {starved:>8} {blocked:>8} {waits:>9} {p50:>9} {p95:>9}")
+        format!("  {name:<10} {worked:>11} {busy:>6} {starved:>8} {blocked:>8} {waits:>8} {p50:>9} {p95:>10}")
     };
     lines.push(row(["stages", "worked", "busy", "starved", "blocked", "waits", "half in", "95 % in"]));
     for view in &snapshot.stages {

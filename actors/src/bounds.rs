@@ -53,6 +53,7 @@ pub const EVENTS_KEPT: usize = 200;
 
 /// Waits of each stage that are remembered, for their percentiles.
 pub const RECENT_WAITS: usize = 512;
+
 /// Words to the thread that records a run over time: how the run ended.
 pub const RECORDER_WORDS: usize = 1;
 

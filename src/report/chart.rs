@@ -285,8 +285,7 @@ pub(super) fn short(value: f64) -> String {
         v if v >= 1e4 => (v / 1e3, "k"),
         v => (v, ""),
     };
-    let text =
-        if value >= 100.0 || value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") };
+    let text = if value >= 100.0 { format!("{value:.0}") } else { c(value) };
     text + unit
 }
 
@@ -339,8 +338,8 @@ mod tests {
     fn neighbours_of_the_same_share_are_one_cell() {
         let svg = utilisation(&timeline()).into_string();
         assert_eq!(svg.matches(r#"class="heat""#).count(), 2, "{svg}");
-        assert!(svg.contains(r#"x="284.5" y="12" width="377" height="16" fill-opacity="0.50""#), "{svg}");
-        assert!(svg.contains(r#"x="661.5" y="12" width="186.5" height="16" fill-opacity="1.00""#), "{svg}");
+        assert!(svg.contains(r#"x="284" y="12" width="376" height="16" fill-opacity="0.50""#), "{svg}");
+        assert!(svg.contains(r#"x="660" y="12" width="188" height="16" fill-opacity="1.00""#), "{svg}");
     }
 
     #[test]

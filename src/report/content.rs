@@ -23,6 +23,10 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const FAILED_MAX: usize = 100;
 /// Events that a report tells, the latest.
 pub(super) const EVENTS_MAX: usize = 200;
+/// Longest text of an event, characters; the recorder cuts them shorter.
+const EVENT_TEXT_MAX: usize = 600;
+/// Bins of lengths at most: there are 62 different ones.
+const BINS_MAX: usize = 100;
 /// Longest text of a failed record's field, characters: an id may take 4,096 bytes.
 const FIELD_MAX: usize = 300;
 
@@ -228,7 +232,7 @@ pub(super) fn gather(
     let last_start = series.sessions.values().rev().find_map(|session| session.start.as_ref());
     let sessions = sessions(manifest, series);
     let elapsed_s: f64 = sessions.iter().map(|session| session.elapsed_s).sum();
-    let tokens_computed: u64 = sessions.iter().map(|session| session.tokens).sum();
+    let tokens_computed = sum(sessions.iter().map(|session| session.tokens));
     let resumable = ending != Ending::Done;
     let job_file = text_of(&manifest.job["file"]);
     let command = last_start
@@ -271,14 +275,20 @@ pub(super) fn gather(
             elapsed_s,
             tokens_per_s: if elapsed_s > 0.0 { tokens_computed as f64 / elapsed_s } else { 0.0 },
             segments: manifest.segments.len(),
-            output_bytes: manifest.segments.values().map(|entry| entry.bytes).sum(),
-            restarts: sessions.iter().map(|session| session.restarts).sum(),
+            output_bytes: sum(manifest.segments.values().map(|entry| entry.bytes)),
+            restarts: sum(sessions.iter().map(|session| session.restarts)),
             input: manifest.counts.clone(),
         },
         sessions,
         timeline: Timeline::of(series),
         devices: devices(series, snapshot),
-        lengths: last_start.map(|start| start.lengths.clone()).filter(|lengths| !lengths.bins.is_empty()),
+        lengths: last_start
+            .map(|start| start.lengths.clone())
+            .filter(|lengths| !lengths.bins.is_empty())
+            .map(|mut lengths| {
+                lengths.bins.truncate(BINS_MAX);
+                lengths
+            }),
         fill: fill(series),
         stages: stages(series),
         bottleneck: snapshot.map(|snapshot| snapshot.bottleneck.clone()).unwrap_or_default(),
@@ -289,6 +299,11 @@ pub(super) fn gather(
             first: first_failed(folder, manifest),
         },
     }
+}
+
+/// A sum that ends at the largest number: the files that it is of may be damaged.
+fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }
 
 fn is_of_last_session(snapshot: &Snapshot, manifest: &Manifest) -> bool {
@@ -384,7 +399,7 @@ fn devices(series: &Series, snapshot: Option<&Snapshot>) -> Vec<DevicePart> {
             part.compute_s += device.compute_s.max(0.0);
             part.elapsed_s += elapsed_s;
             // The count of restarts is of the snapshot; what a generation tells is no less true.
-            part.restarts += device.restarts.max(u64::from(device.generation));
+            part.restarts = part.restarts.saturating_add(device.restarts.max(u64::from(device.generation)));
         }
     }
     for (_, sample) in series.sessions.values().flat_map(|session| &session.samples) {
@@ -428,7 +443,7 @@ fn fill(series: &Series) -> FillPart {
     if part.capacity_tokens > 0 {
         part.mean = Some(part.tokens as f64 / part.capacity_tokens as f64);
     }
-    let below_80 = part.histogram[..FILL_STEPS * 4 / 5].iter().fold(0, |sum: u64, &n| sum.saturating_add(n));
+    let below_80 = sum(part.histogram[..FILL_STEPS * 4 / 5].iter().copied());
     if part.batches > 0 {
         part.below_80_share = below_80 as f64 / part.batches as f64;
     }
@@ -485,7 +500,7 @@ fn events(series: &Series) -> Vec<EventPart> {
             at_s: event.at_s,
             level: event.level,
             device: event.device.clone(),
-            text: event.text.clone(),
+            text: event.text.chars().take(EVENT_TEXT_MAX).collect(),
         }));
     }
     events.drain(..events.len().saturating_sub(EVENTS_MAX));
@@ -515,4 +530,141 @@ fn first_failed(folder: &ResultFolder, manifest: &Manifest) -> Vec<FailedRecord>
         }
     }
     first
+}
+
+#[cfg(test)]
+mod tests {
+    use actors::EventView;
+    use actors::manifest::RunStatus;
+
+    use super::*;
+    use crate::recorder::{DeviceSample, SessionSeries, StageSample};
+
+    fn manifest(sessions: usize) -> Manifest {
+        let session =
+            |number| Session { started_unix_s: 1000 + number as u64, elapsed_s: 1.0, tokens: 5, restarts: 0 };
+        Manifest {
+            format: actors::manifest::FORMAT,
+            version: "0.1.0".to_owned(),
+            status: RunStatus::Running,
+            reason: None,
+            identity: BTreeMap::new(),
+            job: serde_json::json!({ "file": "/home/a da/job.toml" }),
+            input: Vec::new(),
+            counts: InputCounts { records: 10, ..InputCounts::default() },
+            model: actors::manifest::ModelEntry {
+                source: "sim".to_owned(),
+                sha256: "sim".to_owned(),
+                layers: 0,
+                hidden: 4,
+            },
+            devices: Vec::new(),
+            token_budget: 100,
+            device_token_budgets: BTreeMap::new(),
+            sessions: (0..sessions).map(session).collect(),
+            totals: actors::manifest::Totals::default(),
+            segments: BTreeMap::new(),
+        }
+    }
+
+    fn sample(tokens: u64, busy_s: f64, busy: f64) -> Sample {
+        let stage = StageSample {
+            stage: Stage::Read,
+            queued: 0,
+            busy_s,
+            busy,
+            starved: 1.0 - busy,
+            blocked: 0.0,
+            waits: tokens,
+            wait_p50_ms: busy_s,
+            wait_p95_ms: 0.0,
+            full: 0.0,
+            late: 0.0,
+        };
+        let device = DeviceSample {
+            name: "sim:0".to_owned(),
+            state: DeviceState::Ready,
+            generation: 1,
+            tokens,
+            compute_s: busy_s,
+            restarts: 1,
+            resident_bytes: Some(tokens),
+            gpu_busy: None,
+            gpu_memory_bytes: None,
+            gpu_temperature_c: None,
+            gpu_power_w: None,
+        };
+        let fill = Fill { batches: 1, tokens, capacity_tokens: 2 * tokens, ..Fill::default() };
+        Sample { tokens, restarts: 1, fill, stages: vec![stage], devices: vec![device], ..Sample::default() }
+    }
+
+    fn report(series: &Series, ending: Ending) -> Report {
+        let folder = ResultFolder("/nowhere".into());
+        gather(&folder, &manifest(2), None, series, ending, Some("stopped by SIGTERM".to_owned()))
+    }
+
+    #[test]
+    fn sessions_add_up_and_shares_are_weighed_by_their_time() {
+        let session =
+            |at_s, sample| SessionSeries { samples: vec![(at_s, sample)], ..SessionSeries::default() };
+        let series = Series {
+            sessions: [(1, session(10.0, sample(100, 9.0, 0.9))), (2, session(30.0, sample(300, 3.0, 0.1)))]
+                .into(),
+        };
+        let report = report(&series, Ending::Stopped);
+        assert_eq!((report.figures.tokens_computed, report.figures.elapsed_s), (400, 40.0));
+        assert_eq!((report.figures.tokens_per_s, report.figures.restarts), (10.0, 2));
+        let stage = &report.stages[0];
+        assert_eq!((stage.busy_s, stage.waits.count, stage.waits.p50_ms), (12.0, 300, 3.0));
+        assert!(
+            (stage.busy_share - 0.3).abs() < 1e-9 && (stage.starved_share - 0.7).abs() < 1e-9,
+            "{stage:?}"
+        );
+        let device = &report.devices[0];
+        assert_eq!((device.tokens, device.compute_s, device.restarts), (400, 12.0, 2));
+        assert!((device.busy_share - 0.3).abs() < 1e-9);
+        assert_eq!(device.memory_bytes_max, Some(300));
+        assert_eq!((report.fill.batches, report.fill.mean), (2, Some(0.5)));
+        assert_eq!(
+            report.result.sentence,
+            "Stopped (stopped by SIGTERM): 0 of 10 records are committed; the same command goes on."
+        );
+        // Without a line of the session that says more, the job file is what is known.
+        assert_eq!(report.result.command.as_deref(), Some("virnucpro-orch run '/home/a da/job.toml'"));
+    }
+
+    #[test]
+    fn sessions_that_were_not_recorded_are_known_from_the_manifest() {
+        let report = report(&Series::default(), Ending::Killed);
+        assert_eq!((report.sessions.len(), report.figures.tokens_computed), (2, 10));
+        assert!(report.stages.is_empty() && report.devices.is_empty() && report.lengths.is_none());
+        assert!(report.result.sentence.starts_with("Not finished: the program was killed"));
+    }
+
+    #[test]
+    fn damaged_numbers_make_a_report_all_the_same() {
+        let mut wild = sample(u64::MAX, f64::MAX, -7.0);
+        wild.fill.histogram = [u64::MAX; FILL_STEPS];
+        let session = || SessionSeries {
+            samples: vec![(-5.0, wild.clone()), (f64::MAX, wild.clone())],
+            events: vec![EventView {
+                number: 0,
+                at_s: f64::MIN,
+                level: EventLevel::Error,
+                device: None,
+                text: "x".repeat(1 << 20),
+            }],
+            ..SessionSeries::default()
+        };
+        let series = Series { sessions: [(1, session()), (2, session()), (u32::MAX, session())].into() };
+        let report = report(&series, Ending::Killed);
+        let page = super::super::page::html(&report);
+        assert!(page.len() < 100_000 && !page.contains("NaN"), "{}", page.len());
+        assert!(
+            report.stages.iter().all(|stage| (0.0..=1.0).contains(&stage.busy_share)),
+            "{:?}",
+            report.stages
+        );
+        serde_json::to_string(&report).unwrap();
+    }
 }

@@ -155,7 +155,8 @@ fn a_real_prometheus_reads_the_metrics() {
     if !is_installed("prometheus") {
         return;
     }
-    let job = job();
+    // It takes its time to start on a busy machine.
+    let job = job().simulating("latency_us_per_batch=1000000");
     let mut running = job.start_into("results");
     let target = address(&mut running);
     let config = format!(
@@ -171,7 +172,10 @@ fn a_real_prometheus_reads_the_metrics() {
         .arg(format!("--web.listen-address={free}"))
         .arg("--log.level=warn");
     let mut prometheus = Running::start(&mut command);
-    prometheus.wait_until("it listens", |_| TcpStream::connect(free).is_ok());
+    prometheus.wait_until("it is ready", |_| {
+        TcpStream::connect(free).is_ok()
+            && ask(free, "GET", "/-/ready").is_some_and(|answer| answer.status == 200)
+    });
     let query = |query: &str| -> Vec<Value> {
         let encoded: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let answer: Value =

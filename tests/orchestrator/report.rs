@@ -480,7 +480,7 @@ fn the_page_looks_right_in_a_browser() {
         ("dark", "1120,1500", "preferredColorScheme=0", 0.0..80.0, [0x58, 0xb1, 0xf2]),
         // A4 at 96 dots per inch.
         ("paper", "794,1123", "preferredColorScheme=1", 200.0..255.0, [0x0b, 0x6f, 0xb8]),
-        ("phone", "500,1000", "preferredColorScheme=1", 200.0..255.0, [0x0b, 0x6f, 0xb8]),
+        ("phone", "500,1600", "preferredColorScheme=1", 200.0..255.0, [0x0b, 0x6f, 0xb8]),
     ];
     for (name, size, scheme, brightness, accent) in looks {
         let picture = job.at(&format!("{name}.png"));
