@@ -9,8 +9,8 @@ use actors::files;
 use actors::identity::SegmentId;
 use actors::manifest::{Manifest, ResultFolder};
 
-pub(crate) use self::lock::give_lock_back;
 use self::lock::{Lock, LockError};
+pub(crate) use self::lock::{give_lock_back, utc};
 use crate::failure::{Exit, Failure};
 
 /// A result folder that no other run writes to while this value lives.

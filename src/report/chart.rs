@@ -10,8 +10,8 @@ const WIDTH: f64 = 860.0;
 const LEFT: f64 = 58.0;
 /// Room right of a plot.
 const RIGHT: f64 = 12.0;
-/// Room above a plot.
-const TOP: f64 = 10.0;
+/// Room above a plot: half a label, large as in a narrow drawing.
+const TOP: f64 = 14.0;
 /// Room for the labels below a plot.
 const BOTTOM: f64 = 26.0;
 /// Shares of a heat strip are told apart in so many steps: neighbours of the same colour are drawn as one.
@@ -321,9 +321,9 @@ mod tests {
     #[test]
     fn the_throughput_is_drawn_where_it_belongs() {
         let svg = throughput(&timeline()).into_string();
-        // From 58 to 848 across, from 184 (0) up to 10 (4,000).
+        // From 58 to 848 across, from 184 (0) up to 14 (4,000).
         assert!(
-            svg.contains(r#"class="line" d="M58 184H255.5L255.5 118.8H453L453 10H650.5L650.5 97H848""#),
+            svg.contains(r#"class="line" d="M58 184H255.5L255.5 120.2H453L453 14H650.5L650.5 99H848""#),
             "{svg}"
         );
         assert!(svg.contains("V184H58Z"), "{svg}");
@@ -338,8 +338,8 @@ mod tests {
     fn neighbours_of_the_same_share_are_one_cell() {
         let svg = utilisation(&timeline()).into_string();
         assert_eq!(svg.matches(r#"class="heat""#).count(), 2, "{svg}");
-        assert!(svg.contains(r#"x="284" y="12" width="376" height="16" fill-opacity="0.50""#), "{svg}");
-        assert!(svg.contains(r#"x="660" y="12" width="188" height="16" fill-opacity="1.00""#), "{svg}");
+        assert!(svg.contains(r#"x="284" y="16" width="376" height="16" fill-opacity="0.50""#), "{svg}");
+        assert!(svg.contains(r#"x="660" y="16" width="188" height="16" fill-opacity="1.00""#), "{svg}");
     }
 
     #[test]
@@ -347,8 +347,8 @@ mod tests {
         let bar = |value, marked| Bar { label: "l".to_owned(), title: "t".to_owned(), value, marked };
         let svg = bars("b", &[bar(100, false), bar(0, false), bar(50, true), bar(1, false)], 2).into_string();
         assert_eq!(svg.matches("<rect").count(), 3, "{svg}");
-        assert!(svg.contains(r#"class="bar" x="61" y="10" width="191.5" height="214""#), "{svg}");
-        assert!(svg.contains(r#"class="bar marked" x="456" y="117" width="191.5" height="107""#), "{svg}");
+        assert!(svg.contains(r#"class="bar" x="61" y="14" width="191.5" height="210""#), "{svg}");
+        assert!(svg.contains(r#"class="bar marked" x="456" y="119" width="191.5" height="105""#), "{svg}");
         assert_eq!(svg.matches(r#">l<"#).count(), 2, "{svg}");
     }
 

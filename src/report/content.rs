@@ -594,7 +594,7 @@ mod tests {
             gpu_temperature_c: None,
             gpu_power_w: None,
         };
-        let fill = Fill { batches: 1, tokens, capacity_tokens: 2 * tokens, ..Fill::default() };
+        let fill = Fill { batches: 1, tokens, capacity_tokens: tokens.saturating_mul(2), ..Fill::default() };
         Sample { tokens, restarts: 1, fill, stages: vec![stage], devices: vec![device], ..Sample::default() }
     }
 

@@ -6,7 +6,6 @@
 
 mod chart;
 mod content;
-mod moment;
 mod page;
 mod timeline;
 

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::chart::{self, Bar, percent, short};
 use super::content::{DevicePart, Ending, FillPart, Report};
-use super::moment;
 use crate::progress::{duration, grouped};
+use crate::result_folder::utc;
 
 /// The page's style; nothing in it comes from outside.
 const STYLE: &str = include_str!("style.css");
@@ -271,7 +271,7 @@ fn stages(report: &Report) -> Markup {
                                         (chart::shares(&[("busy", part.busy_share), ("blocked", part.blocked_share),
                                             ("starved", part.starved_share)]))
                                     }
-                                    td class="num" { (duration(part.busy_s)) }
+                                    td class="num" { (milliseconds(1000.0 * part.busy_s)) }
                                     td class="num" { (percent(part.busy_share)) }
                                     td class="num" { (grouped(waits.count)) }
                                     td class="num" { (milliseconds(waits.p50_ms)) }
@@ -382,7 +382,7 @@ fn sessions(report: &Report) -> Markup {
                             @let ended = session.reason.as_deref().or(session.status.as_deref());
                             tr {
                                 td { (session.number) }
-                                td class="plain" { (moment::utc(session.started_unix_s)) }
+                                td class="plain" { (utc(session.started_unix_s)) }
                                 td class="wide" { (session.host.as_deref().unwrap_or("–")) }
                                 td class="num" { (duration(session.elapsed_s)) }
                                 td class="num" { (grouped(session.tokens)) }

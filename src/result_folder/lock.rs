@@ -385,7 +385,7 @@ fn start_ticks(pid: u32) -> Option<u64> {
 }
 
 /// Seconds since 1970 as `2026-11-21 17:52:18 UTC`.
-fn utc(unix_s: u64) -> String {
+pub(crate) fn utc(unix_s: u64) -> String {
     let (mut days, seconds) = (unix_s / 86_400, unix_s % 86_400);
     let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
