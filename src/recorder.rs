@@ -33,6 +33,8 @@ const INTERVAL_MAX_S: f64 = 3600.0;
 const BYTES_MAX: usize = 8 << 20;
 /// Most that is read back: the file is not always ours alone to write.
 const BYTES_READ_MAX: u64 = 4 * BYTES_MAX as u64;
+/// Latest moment of a session that is believed: three centuries.
+const AT_MAX_S: f64 = 1e10;
 /// Sessions and events that survive thinning out.
 const SESSIONS_KEPT: usize = 500;
 const EVENTS_KEPT: usize = 2000;
@@ -540,7 +542,8 @@ fn read_lines(path: &Path) -> io::Result<Vec<Line>> {
     let mut bytes = Vec::new();
     actors::files::open_regular(path)?.take(BYTES_READ_MAX).read_to_end(&mut bytes)?;
     let lines = bytes.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-    Ok(lines.filter(|line: &Line| line.version == VERSION && line.at_s.is_finite()).collect())
+    let whole = |line: &Line| line.version == VERSION && (0.0..AT_MAX_S).contains(&line.at_s);
+    Ok(lines.filter(whole).collect())
 }
 
 /// What was recorded, session by session.

@@ -483,7 +483,9 @@ fn stages(series: &Series) -> Vec<StagePart> {
         }
         if total_s > 0.0 {
             for share in [&mut part.busy_share, &mut part.starved_share, &mut part.blocked_share] {
-                *share = (*share / total_s).clamp(0.0, 1.0);
+                let mean = *share / total_s;
+                // Numbers beyond all bounds come from a damaged file.
+                *share = if mean.is_finite() { mean.clamp(0.0, 1.0) } else { 0.0 };
             }
             parts.push(part);
         }
