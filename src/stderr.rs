@@ -8,9 +8,9 @@ use crate::logging;
 /// Says one line (or several) on standard error, wherever that still leads.
 pub(crate) fn say(text: impl std::fmt::Display) {
     if logging::speaks_json() {
-        write(&logging::json_line("INFO", &serde_json::json!({ "message": text.to_string() })));
+        write(logging::json_line("INFO", &serde_json::json!({ "message": text.to_string() })));
     } else {
-        write(&text);
+        write(text);
     }
 }
 

@@ -5,10 +5,15 @@
 use std::path::Path;
 
 use actors::manifest::{Manifest, ResultFolder};
-use actors::{Snapshot, StageView};
+use actors::{Snapshot, Stage, StageView};
 
 use crate::logging;
 use crate::progress::{duration, grouped};
+
+/// Share of the time from which on devices count as busy throughout; the same as for a live run.
+const DEVICES_BUSY: f64 = 0.8;
+/// Share of the time from which on another stage counts as what they wait for.
+const STAGE_BUSY: f64 = 0.5;
 
 /// Says how a finished run went.
 pub(crate) fn print_done(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snapshot) {
@@ -75,7 +80,7 @@ fn log(snapshot: &Snapshot) {
         restarts = snapshot.restarts,
         records_committed = snapshot.records_committed,
         failed = snapshot.failed,
-        bottleneck = snapshot.bottleneck.sentence,
+        bottleneck = verdict(&busy(snapshot)),
         "summary"
     );
 }
@@ -106,10 +111,32 @@ fn stages(snapshot: &Snapshot) -> Vec<String> {
             &wait(view.waits.p95_ms),
         ]));
     }
-    if !snapshot.bottleneck.sentence.is_empty() {
-        lines.push(format!("  {:<10} {}", "bottleneck", snapshot.bottleneck.sentence));
-    }
+    lines.extend(verdict(&busy(snapshot)).map(|verdict| format!("  {:<10} {verdict}", "bottleneck")));
     lines
+}
+
+fn busy(snapshot: &Snapshot) -> Vec<(Stage, f64)> {
+    snapshot.stages.iter().map(|view| (view.stage, view.busy_share)).collect()
+}
+
+/// Which stage set the pace, in one sentence, by the share of the whole time that each was busy: the verdict of the
+/// last snapshot is about the last ten seconds, in which a run only ends.
+pub(crate) fn verdict(busy: &[(Stage, f64)]) -> Option<String> {
+    let (_, devices) = busy.iter().find(|(stage, _)| *stage == Stage::Compute)?;
+    let others = busy.iter().filter(|(stage, _)| *stage != Stage::Compute);
+    let busiest = others.max_by(|one, other| one.1.total_cmp(&other.1));
+    let devices_busy = format!("{:.0} % of the time", 100.0 * devices);
+    Some(match busiest {
+        _ if *devices >= DEVICES_BUSY => format!("the devices set the pace: they computed {devices_busy}"),
+        Some((stage, share)) if *share >= STAGE_BUSY && share > devices => format!(
+            "`{}` held the devices up, busy {:.0} % of the time; they computed {devices_busy}",
+            stage.name(),
+            100.0 * share
+        ),
+        Some(_) | None => format!(
+            "the devices computed {devices_busy}; loading, restarts and the end of the input took the rest"
+        ),
+    })
 }
 
 fn print_result(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snapshot) {
@@ -185,7 +212,7 @@ fn shown(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use actors::{Bottleneck, Stage, Waits};
+    use actors::Waits;
 
     use super::*;
 
@@ -201,20 +228,30 @@ mod tests {
             blocked_share: 0.0,
             busy_s: 3725.0,
         };
-        let snapshot = Snapshot {
-            stages: Stage::ALL.map(view).into(),
-            bottleneck: Bottleneck { sentence: "devices are kept busy".to_owned(), ..Bottleneck::default() },
-            ..Snapshot::default()
-        };
+        let snapshot = Snapshot { stages: Stage::ALL.map(view).into(), ..Snapshot::default() };
         let lines = stages(&snapshot);
         assert_eq!(lines.len(), 6);
         assert_eq!(
             lines[3].split_whitespace().collect::<Vec<_>>().join(" "),
             "compute 1 h 02 min 96 % 3 % 0 % 1,234 0.2 ms 1 min 01 s"
         );
-        assert_eq!(lines[5], "  bottleneck devices are kept busy");
+        assert_eq!(lines[5], "  bottleneck the devices set the pace: they computed 96 % of the time");
         assert!(lines.iter().all(|line| line.len() <= 80), "{lines:#?}");
         // A session that ended before anything was measured has no table.
         assert!(stages(&Snapshot::default()).is_empty());
+    }
+
+    #[test]
+    fn the_verdict_names_who_was_waited_for() {
+        let of = |read, compute, write| {
+            verdict(&[(Stage::Read, read), (Stage::Compute, compute), (Stage::Write, write)]).unwrap()
+        };
+        assert_eq!(of(0.9, 0.85, 0.0), "the devices set the pace: they computed 85 % of the time");
+        assert_eq!(
+            of(0.1, 0.3, 0.95),
+            "`write` held the devices up, busy 95 % of the time; they computed 30 % of the time"
+        );
+        assert!(of(0.1, 0.3, 0.2).starts_with("the devices computed 30 % of the time; loading"));
+        assert_eq!(verdict(&[]), None);
     }
 }

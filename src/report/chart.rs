@@ -65,7 +65,7 @@ pub(super) fn throughput(timeline: &Timeline) -> Markup {
         &frame,
         "tokens per second over time",
         html! {
-            (y_axis(&frame, &ticks, |value| short(value)))
+            (y_axis(&frame, &ticks, short))
             (time_axis(&frame, timeline))
             path class="area" d=(area) {}
             path class="line" d=(line) {}
@@ -138,7 +138,7 @@ pub(super) fn bars(what: &str, bars: &[Bar], label_each: usize) -> Markup {
         &frame,
         what,
         html! {
-            (y_axis(&frame, &ticks, |value| short(value)))
+            (y_axis(&frame, &ticks, short))
             @for (number, bar) in bars.iter().enumerate() {
                 @let (x, end) = (frame.x(number as f64), frame.x(number as f64 + 1.0));
                 @let gap = ((end - x) * 0.12).min(3.0);

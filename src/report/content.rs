@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::timeline::Timeline;
 use crate::progress::grouped;
 use crate::recorder::{Host, Sample, Series};
+use crate::summary;
 
 /// Version of `report.json`. Raise it when a field changes its meaning or goes.
 pub(super) const VERSION: u32 = 1;
@@ -63,7 +64,9 @@ pub(super) struct Report {
     pub(super) lengths: Option<LengthHistogram>,
     pub(super) fill: FillPart,
     pub(super) stages: Vec<StagePart>,
-    /// Of the latest session.
+    /// Which stage set the pace, in one sentence; `None` where they were not measured.
+    pub(super) verdict: Option<String>,
+    /// As the last snapshot of the latest session has it.
     pub(super) bottleneck: Bottleneck,
     /// Warnings and errors, oldest first.
     pub(super) events: Vec<EventPart>,
@@ -233,6 +236,8 @@ pub(super) fn gather(
     let sessions = sessions(manifest, series);
     let elapsed_s: f64 = sessions.iter().map(|session| session.elapsed_s).sum();
     let tokens_computed = sum(sessions.iter().map(|session| session.tokens));
+    let stages = stages(series);
+    let busy: Vec<(Stage, f64)> = stages.iter().map(|part| (part.stage, part.busy_share)).collect();
     let resumable = ending != Ending::Done;
     let job_file = text_of(&manifest.job["file"]);
     let command = last_start
@@ -290,7 +295,8 @@ pub(super) fn gather(
                 lengths
             }),
         fill: fill(series),
-        stages: stages(series),
+        verdict: summary::verdict(&busy),
+        stages,
         bottleneck: snapshot.map(|snapshot| snapshot.bottleneck.clone()).unwrap_or_default(),
         events: events(series),
         failed: FailedPart {

@@ -283,7 +283,7 @@ fn stages(report: &Report) -> Markup {
                     }
                 }
             }
-            @if !report.bottleneck.sentence.is_empty() { p class="note" { (report.bottleneck.sentence) } }
+            @if let Some(verdict) = &report.verdict { p class="note" { "Over all: " (verdict) "." } }
         }
     }
 }
