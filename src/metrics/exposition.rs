@@ -607,6 +607,22 @@ mod tests {
     }
 
     #[test]
+    fn every_metric_is_explained_in_the_documentation() {
+        let words = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+        let documentation = include_str!("../../docs/MONITORING.md");
+        let explained: BTreeSet<&str> =
+            documentation.split(words).map(|word| word.strip_prefix("virnucpro_").unwrap_or(word)).collect();
+        let mut snapshot = snapshot();
+        for device in &mut snapshot.devices {
+            device.gpu.get_or_insert_default();
+        }
+        let text = text(&snapshot);
+        let names = families(&text).into_iter().map(|(name, _)| name.strip_prefix("virnucpro_").unwrap());
+        let missing: Vec<&str> = names.filter(|name| !explained.contains(name)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
     fn the_grafana_dashboard_asks_only_for_what_is_exported() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/grafana/virnucpro-orch.json");
         let dashboard: serde_json::Value =
