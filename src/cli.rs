@@ -1,8 +1,11 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::gpu_check::{self, Arithmetic, Lengths, Part, Step};
 
 const VERSION: &str =
     concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("VIRNUCPRO_COMMIT"), ", engines: cpu, sim)");
@@ -69,6 +72,8 @@ pub(crate) enum Command {
     Verify(VerifyArguments),
     /// Convert a result for other tools
     Export(ExportArguments),
+    /// Check the engine on this machine's GPU, and measure it: needs nothing but this program and the driver
+    GpuCheck(GpuCheckArguments),
     /// Print a completion script for a shell
     Completions(CompletionsArguments),
     /// One device's process, started by `run`
@@ -172,6 +177,46 @@ pub(crate) struct ExportArguments {
     /// Overwrite existing files
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct GpuCheckArguments {
+    /// The GPU: its number, UUID or PCI id
+    #[arg(long, value_name = "DEVICE", default_value = "cuda:0")]
+    pub(crate) device: String,
+    /// Only these steps
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
+    pub(crate) only: Vec<Step>,
+    /// Model sizes of the speed table [default: 8M,35M,150M,650M,3B]
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = gpu_check::parse_size)]
+    pub(crate) sizes: Vec<String>,
+    /// Residues of the sequences in the speed table [default: 51,102,166,400,1024,uniprot]
+    #[arg(long, value_name = "RESIDUES", value_delimiter = ',', value_parser = gpu_check::parse_lengths)]
+    pub(crate) lengths: Vec<Lengths>,
+    /// Time of each measurement of the speed table
+    #[arg(long, default_value = "3", value_parser = gpu_check::parse_seconds)]
+    pub(crate) seconds: Duration,
+    /// Time of the soak
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = gpu_check::parse_seconds)]
+    pub(crate) soak_seconds: Duration,
+    /// Arithmetic of the speed table [default: fp16 where the GPU has it]
+    #[arg(long)]
+    pub(crate) precision: Option<Arithmetic>,
+    /// Tokens per batch [default: as a run would choose]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(16..))]
+    pub(crate) tokens: Option<u32>,
+    /// Write everything that was found as JSON, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Keep the weights, sequences and embeddings of the speed table, for benches/gpu_peers.py
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) peers_out: Option<PathBuf>,
+    /// Folder for what is needed on the way: 6 GB for 3B [default: the system's]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) scratch: Option<PathBuf>,
+    /// What a process started by this command does
+    #[arg(long, hide = true)]
+    pub(crate) part: Option<Part>,
 }
 
 #[derive(Args)]

@@ -12,6 +12,7 @@ mod doctor;
 mod export;
 mod export_command;
 mod failure;
+mod gpu_check;
 mod identity;
 mod init;
 mod logging;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Command::Report(arguments) => report::report(&arguments),
         Command::Verify(arguments) => verify::verify(&arguments),
         Command::Export(arguments) => export_command::export(&arguments),
+        Command::GpuCheck(arguments) => gpu_check::gpu_check(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),
         Command::Worker => worker::worker(),
     };

@@ -1,0 +1,324 @@
+//! Embeddings against float64 values of an independent reference, and against themselves: a sequence's
+//! must depend on nothing but the sequence.
+//!
+//! `tests/golden/README.md` says where the values come from. The weights are made on the spot; where
+//! `GOLDEN_DIR` names the folder that has them as files, those are read instead.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use kernels::cpu::CpuEngine;
+use kernels::{Batch, Engine, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress};
+use serde::Deserialize;
+
+use super::agreement::{Agreement, Limits, bits};
+use super::device::Device;
+use super::flow::stream;
+use super::report::{check, skip};
+use super::weights::{self, Shape, Stored};
+
+const MANIFEST: &[u8] = include_bytes!("../../tests/golden/manifest.json");
+const TOKENS: &[u8] = include_bytes!("../../tests/golden/tokens.json");
+const EXPECTED_TINY: &[u8] = include_bytes!("../../tests/golden/expected_tiny_f64.npy");
+const EXPECTED_8M: &[u8] = include_bytes!("../../tests/golden/expected_8m_f64.npy");
+
+/// Of the weights behind the golden values.
+pub(super) const SEED: u64 = 1;
+
+/// How far a sequence alone may be from the same in a batch: products of another size may be summed in
+/// another order. Half precision rounds what differs.
+const ALONE_FP32: Limits = Limits { rel_l2: 1e-5, max_abs: 1e-4, min_cos: 0.999_999 };
+const ALONE_HALF: Limits = Limits { rel_l2: 1e-2, max_abs: 0.05, min_cos: 0.9999 };
+
+#[derive(Deserialize)]
+struct Manifest {
+    cases: Vec<Case>,
+    tolerances: HashMap<String, Limits>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    row: usize,
+    id: String,
+    variant: String,
+    pool_first: Option<u32>,
+}
+
+/// The golden rows of one model.
+struct Golden {
+    /// All rows, the ordinals theirs.
+    batch: Batch,
+    ids: Vec<String>,
+    /// [rows, hidden].
+    expected: Vec<f64>,
+    hidden: usize,
+    tolerances: HashMap<String, Limits>,
+}
+
+impl Golden {
+    fn read(expected: &[u8]) -> Result<Self, String> {
+        let damaged = |error: serde_json::Error| format!("the golden data inside the program: {error}");
+        let manifest: Manifest = serde_json::from_slice(MANIFEST).map_err(damaged)?;
+        let tokens: HashMap<String, Vec<u8>> = serde_json::from_slice(TOKENS).map_err(damaged)?;
+        let (rows, hidden, expected) = npy(expected)?;
+        if rows != manifest.cases.len() {
+            return Err(format!("{rows} golden rows for {} cases", manifest.cases.len()));
+        }
+        let mut batch = Batch::default();
+        let mut ids = Vec::new();
+        for (row, case) in manifest.cases.iter().enumerate() {
+            let id = format!("{}|{}", case.id, case.variant);
+            let tokens = tokens.get(&id).ok_or_else(|| format!("no golden tokens of `{id}`"))?;
+            let residues = tokens.len() as u32 - 2;
+            if case.row != row {
+                return Err(format!("golden case `{id}` is out of order"));
+            }
+            batch.push_tokens(row as u64, tokens, case.pool_first.unwrap_or(residues).min(residues));
+            ids.push(id);
+        }
+        Ok(Self { batch, ids, expected, hidden, tolerances: manifest.tolerances })
+    }
+
+    fn agreement(&self, got: &[f32]) -> Agreement {
+        let mut agreement = Agreement::NOTHING;
+        if got.len() == self.expected.len() {
+            for (got, expected) in got.chunks_exact(self.hidden).zip(self.expected.chunks_exact(self.hidden))
+            {
+                agreement.add(got, expected.iter().copied());
+            }
+        }
+        agreement
+    }
+
+    fn limits(&self, precision: Precision) -> Result<Limits, String> {
+        let name = precision_name(precision);
+        self.tolerances.get(name).copied().ok_or_else(|| format!("no golden tolerance for {name}"))
+    }
+}
+
+/// Rows, columns and values of a two-dimensional float64 `.npy` file, version 1.
+fn npy(bytes: &[u8]) -> Result<(usize, usize, Vec<f64>), String> {
+    let parse = || {
+        let length = u16::from_le_bytes(*bytes.get(8..)?.first_chunk()?);
+        let (header, data) = bytes.get(10..)?.split_at_checked(usize::from(length))?;
+        let header = std::str::from_utf8(header).ok()?;
+        if !header.contains("'<f8'") || !header.contains("'fortran_order': False") {
+            return None;
+        }
+        let (_, shape) = header.split_once("'shape': (")?;
+        let (shape, _) = shape.split_once(')')?;
+        let mut extents = shape.split(',').map(|extent| extent.trim().parse::<usize>().ok());
+        let (rows, columns) = (extents.next()??, extents.next()??);
+        let values: Vec<f64> =
+            data.as_chunks::<8>().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
+        (values.len() == rows.checked_mul(columns)?).then_some((rows, columns, values))
+    };
+    parse().ok_or_else(|| "golden values inside the program are damaged".to_owned())
+}
+
+pub(super) fn precision_name(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Fp32 => "fp32",
+        Precision::Fp16 => "fp16",
+        Precision::Bf16 => "bf16",
+    }
+}
+
+/// The weights behind the golden values of `shape`.
+fn model(shape: Shape, scratch: &Path) -> Result<Model, String> {
+    let folder = match std::env::var_os("GOLDEN_DIR") {
+        Some(golden) => Path::new(&golden).join(shape.name.to_ascii_lowercase()),
+        None => {
+            let folder = scratch.join(shape.name);
+            weights::write(&folder, shape, SEED, Stored::F32)
+                .map_err(|error| format!("failed to write `{}`: {error}", folder.display()))?;
+            folder
+        }
+    };
+    Model::open(&ModelPath::Folder(folder)).map_err(|error| actors::error_chain(&error))
+}
+
+/// Makes every check of this step.
+pub(super) fn golden(device: &Device, sizes: &[Shape], scratch: &Path) {
+    let golden = [("tiny", EXPECTED_TINY), ("8M", EXPECTED_8M)];
+    for (name, expected) in golden {
+        let Some(shape) = sizes.iter().copied().find(|shape| shape.name == name) else { continue };
+        let mut prepared = None;
+        check(&format!("golden {name}: values and weights"), || {
+            let golden = Golden::read(expected)?;
+            let model = model(shape, scratch)?;
+            let detail = format!("{} sequences, {} tokens", golden.batch.len(), golden.batch.token_count());
+            prepared = Some((golden, model));
+            Ok(detail)
+        });
+        let Some((golden, model)) = prepared else { continue };
+        for precision in [Precision::Fp32, Precision::Fp16, Precision::Bf16] {
+            let what = format!("golden {name} {}", precision_name(precision));
+            match device.supports(precision) {
+                Ok(()) => one(device, &golden, &model, precision, &what),
+                Err(why) => skip(&what, why),
+            }
+        }
+        poolings(device, &golden, &model, name);
+    }
+}
+
+fn one(device: &Device, golden: &Golden, model: &Model, precision: Precision, what: &str) {
+    let mut engine = None;
+    let mut packed = Vec::new();
+    let progress = Progress::default();
+    check(what, || {
+        let mut loaded = device.load(model, Pooling::Mean, precision).map_err(words)?;
+        packed = loaded.run(&golden.batch, &progress).map_err(words)?.values;
+        let agreement = golden.agreement(&packed).held_to(golden.limits(precision)?);
+        engine = Some(loaded);
+        agreement
+    });
+    let Some(mut engine) = engine else { return };
+    let engine = engine.as_mut();
+
+    check(&format!("{what}: packed = alone"), || {
+        // Also through the engine's own queue, where it has one: each batch must get its own answer.
+        let singles: Vec<Batch> = (0..golden.batch.len()).map(|row| some(&golden.batch, [row])).collect();
+        let mut left = singles.iter();
+        let mut alone = Vec::new();
+        stream(
+            engine,
+            || left.next(),
+            |_, embeddings| {
+                alone.extend(embeddings.values);
+                Ok(())
+            },
+        )
+        .map_err(words)?;
+        let same = same_rows(&alone, &packed, golden.hidden);
+        let limits = if precision == Precision::Fp32 { ALONE_FP32 } else { ALONE_HALF };
+        let agreement = Agreement::of(&alone, &packed, golden.hidden).held_to(limits)?;
+        Ok(format!("{agreement}, {same} equal bit for bit"))
+    });
+
+    check(&format!("{what}: order in the batch"), || {
+        let reversed = some(&golden.batch, (0..golden.batch.len()).rev());
+        let values = engine.run(&reversed, &progress).map_err(words)?.values;
+        let ordered: Vec<f32> = values.chunks_exact(golden.hidden).rev().flatten().copied().collect();
+        let same = same_rows(&ordered, &packed, golden.hidden);
+        let limits = if precision == Precision::Fp32 { ALONE_FP32 } else { ALONE_HALF };
+        let agreement = Agreement::of(&ordered, &packed, golden.hidden).held_to(limits)?;
+        Ok(format!("{agreement}, {same} equal bit for bit"))
+    });
+
+    check(&format!("{what}: nothing leaks between sequences"), || {
+        let last = golden.batch.len() - 1;
+        for changed in [0, last / 3, last] {
+            let mut batch = golden.batch.clone();
+            let residues = batch.cu_seqlens[changed] as usize + 1..batch.cu_seqlens[changed + 1] as usize - 1;
+            for token in &mut batch.tokens[residues] {
+                *token = 4 + (*token + 7) % 20;
+            }
+            let values = engine.run(&batch, &progress).map_err(words)?.values;
+            let rows = values.chunks_exact(golden.hidden).zip(packed.chunks_exact(golden.hidden));
+            for (row, (now, before)) in rows.enumerate() {
+                match (bits(now) == bits(before), row == changed) {
+                    (true, false) | (false, true) => {}
+                    (false, false) => {
+                        let (of, by) = (&golden.ids[row], &golden.ids[changed]);
+                        return Err(format!("bits of `{of}` changed with `{by}`"));
+                    }
+                    (true, true) => {
+                        return Err(format!("`{}` changed, its embedding did not", golden.ids[row]));
+                    }
+                }
+            }
+        }
+        Ok(format!("3 sequences changed, the bits of the other {last} stayed each time"))
+    });
+
+    check(&format!("{what}: the same batch twice"), || {
+        let again = engine.run(&golden.batch, &progress).map_err(words)?.values;
+        match same_rows(&again, &packed, golden.hidden) {
+            same if same == golden.batch.len() => Ok(format!("{same} rows equal bit for bit")),
+            same => Err(format!("only {same} of {} rows equal bit for bit", golden.batch.len())),
+        }
+    });
+
+    if precision != Precision::Fp32 {
+        check(&format!("{what}: repeated in fp32 on demand"), || {
+            let exact = engine.run_exact(&golden.batch, &progress).map_err(words)?.values;
+            golden.agreement(&exact).held_to(golden.limits(Precision::Fp32)?)
+        });
+    }
+
+    check(&format!("{what}: a batch that contradicts itself is refused"), || {
+        let mut batch = golden.batch.clone();
+        batch.pooled_residues[0] = u32::MAX;
+        match engine.run(&batch, &progress) {
+            Err(EngineError::Batch(text)) => Ok(text),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+/// Every pooling in fp32 against the CPU engine on the same weights.
+fn poolings(device: &Device, golden: &Golden, model: &Model, name: &str) {
+    let few = some(&golden.batch, (0..golden.batch.len()).step_by(5));
+    for pooling in [Pooling::Bos, Pooling::Max, Pooling::None] {
+        check(&format!("golden {name} fp32: pooling {pooling:?} as on the CPU"), || {
+            let options = EngineOptions {
+                layer: model.config().layers,
+                pooling,
+                precision: Precision::Fp32,
+                threads: std::thread::available_parallelism().map_or(1, usize::from),
+            };
+            let progress = Progress::default();
+            let expected = CpuEngine::load(model, options)
+                .and_then(|mut cpu| cpu.run(&few, &progress))
+                .map_err(words)?;
+            let mut engine = device.load(model, pooling, Precision::Fp32).map_err(words)?;
+            let got = engine.run(&few, &progress).map_err(words)?;
+            let limits = Limits { rel_l2: 1e-4, max_abs: 5e-4, min_cos: 0.999_999 };
+            Agreement::of(&got.values, &expected.values, golden.hidden).held_to(limits)
+        });
+    }
+}
+
+/// Some sequences of a batch, in the order given.
+fn some(batch: &Batch, rows: impl IntoIterator<Item = usize>) -> Batch {
+    let mut few = Batch::default();
+    for row in rows {
+        few.push_tokens(row as u64, batch.sequence(row), batch.pooled_residues[row]);
+    }
+    few
+}
+
+fn same_rows(one: &[f32], other: &[f32], hidden: usize) -> usize {
+    one.chunks_exact(hidden)
+        .zip(other.chunks_exact(hidden))
+        .filter(|(one, other)| bits(one) == bits(other))
+        .count()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+pub(super) fn words(error: EngineError) -> String {
+    actors::error_chain(&error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_values_inside_the_program_are_whole() {
+        for (expected, hidden) in [(EXPECTED_TINY, 64), (EXPECTED_8M, 320)] {
+            let golden = Golden::read(expected).unwrap();
+            assert_eq!((golden.hidden, golden.batch.len()), (hidden, golden.ids.len()));
+            golden.batch.check(33).unwrap();
+            let own: Vec<f32> = golden.expected.iter().map(|&value| value as f32).collect();
+            assert!(golden.agreement(&own).held_to(golden.limits(Precision::Fp32).unwrap()).is_ok());
+            for precision in [Precision::Fp16, Precision::Bf16] {
+                golden.limits(precision).unwrap();
+            }
+        }
+        assert!(npy(&EXPECTED_TINY[..1000]).is_err());
+        assert!(npy(b"").is_err());
+    }
+}
