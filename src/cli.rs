@@ -214,6 +214,9 @@ pub(crate) struct GpuCheckArguments {
     /// Folder for what is needed on the way: 6 GB for 3B [default: the system's]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) scratch: Option<PathBuf>,
+    /// Rows, columns and depth of the products that the device's own speed is measured by
+    #[arg(long, hide = true, default_value = "8192")]
+    pub(crate) product_size: usize,
     /// What a process started by this command does
     #[arg(long, hide = true)]
     pub(crate) part: Option<Part>,

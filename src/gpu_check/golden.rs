@@ -175,7 +175,7 @@ fn one(device: &Device, golden: &Golden, model: &Model, precision: Precision, wh
         agreement
     });
     let Some(mut engine) = engine else { return };
-    let engine = engine.as_mut();
+    let engine = &mut *engine;
 
     check(&format!("{what}: packed = alone"), || {
         // Also through the engine's own queue, where it has one: each batch must get its own answer.

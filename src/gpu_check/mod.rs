@@ -9,12 +9,14 @@ mod device;
 mod faults;
 mod flow;
 mod golden;
+mod launcher;
 mod random;
 mod recovery;
 mod report;
 mod sequences;
 mod soak;
 mod speed;
+mod twins;
 mod watch;
 mod weights;
 
@@ -55,21 +57,20 @@ pub(crate) enum Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
     Facts,
+    Kernels,
     Golden,
-    Recovery,
+    OutOfMemory,
+    Sticky,
+    Fresh,
+    KilledWorker,
     Soak,
     Speed,
 }
 
 impl Part {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Facts => "facts",
-            Self::Golden => "golden",
-            Self::Recovery => "recovery",
-            Self::Soak => "soak",
-            Self::Speed => "speed",
-        }
+    /// As it is asked for.
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 
@@ -150,26 +151,39 @@ fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Exit, Failure
     let folder = arguments.scratch.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = folder.as_path();
     let sizes = sizes(arguments);
-    let on_gpu = device.uuid().is_some();
+    let smallest = sizes.first().copied().unwrap_or(SHAPES[0]);
     match part {
         Part::Facts => {
             for (name, value) in device.facts() {
-                tell(&Event::Fact { name, value });
+                tell(&Event::Fact { name: name.to_owned(), value });
             }
         }
+        Part::Kernels => match device.gpu() {
+            Some(gpu) => {
+                // Twins are slow; these shapes take them seconds.
+                let tokens_max = arguments.tokens.map_or(1_500, |tokens| tokens as usize);
+                let effort =
+                    twins::Effort { rounds: if arguments.tokens.is_some() { 1 } else { 3 }, tokens_max };
+                twins::kernels(&mut launcher::OneByOne::new(gpu.clone()), effort, golden::SEED);
+            }
+            None => report::skip("kernels", "needs a GPU"),
+        },
         Part::Golden => {
             let tiny = Shape::of("tiny").into_iter();
             golden::golden(&device, &tiny.chain(sizes).collect::<Vec<_>>(), scratch);
         }
-        Part::Recovery => recovery::recovery(&device, scratch),
+        Part::OutOfMemory => faults::out_of_memory(&device, smallest, scratch),
+        Part::Sticky => faults::sticky(&device, smallest, scratch),
+        Part::Fresh => faults::fresh(&device, smallest, scratch),
+        Part::KilledWorker => recovery::killed_worker(&device, scratch),
         Part::Soak => {
             // Large enough to keep a GPU busy, small enough for many batches.
             let medium = sizes.iter().copied().find(|shape| shape.name == "150M");
-            let tokens_max =
-                arguments.tokens.map_or(if on_gpu { 20_000 } else { 300 }, |tokens| tokens as usize);
-            if let Some(shape) = medium.or(sizes.first().copied()) {
-                soak::soak(&device, shape, arguments.soak_seconds, tokens_max, scratch);
-            }
+            let tokens_max = arguments
+                .tokens
+                .map_or(if device.gpu().is_some() { 20_000 } else { 300 }, |tokens| tokens as usize);
+            let shape = medium.unwrap_or(smallest);
+            soak::soak(&device, shape, arguments.soak_seconds, tokens_max, scratch);
         }
         Part::Speed => {
             let precision = match arguments.precision {
@@ -182,6 +196,7 @@ fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Exit, Failure
                 precision,
                 duration: arguments.seconds,
                 token_budget: arguments.tokens,
+                product_size: arguments.product_size,
             };
             for shape in sizes {
                 speed::speed(&device, shape, &plan, scratch, arguments.peers_out.as_deref());
@@ -213,14 +228,15 @@ fn all_of_it(arguments: &GpuCheckArguments) -> Result<Exit, Failure> {
 
     gathering.run(Part::Facts, arguments, None, &scratch.0)?;
     let wanted = |step| arguments.only.is_empty() || arguments.only.contains(&step);
-    if wanted(Step::Golden) {
-        gathering.run(Part::Golden, arguments, None, &scratch.0)?;
-    }
-    if wanted(Step::Recovery) {
-        gathering.run(Part::Recovery, arguments, None, &scratch.0)?;
-    }
-    if wanted(Step::Soak) {
-        gathering.run(Part::Soak, arguments, None, &scratch.0)?;
+    for (step, parts) in [
+        (Step::Kernels, &[Part::Kernels][..]),
+        (Step::Golden, &[Part::Golden]),
+        (Step::Recovery, &[Part::OutOfMemory, Part::Sticky, Part::Fresh, Part::KilledWorker]),
+        (Step::Soak, &[Part::Soak]),
+    ] {
+        for &part in parts.iter().filter(|_| wanted(step)) {
+            gathering.run(part, arguments, None, &scratch.0)?;
+        }
     }
     if wanted(Step::Speed) {
         for shape in sizes(arguments) {
@@ -273,8 +289,7 @@ impl Gathering {
         shape: Option<Shape>,
         scratch: &Path,
     ) -> Result<(), Failure> {
-        let what =
-            shape.map_or_else(|| part.name().to_owned(), |shape| format!("{} {}", part.name(), shape.name));
+        let what = shape.map_or_else(|| part.name(), |shape| format!("{} {}", part.name(), shape.name));
         let mut process = PartProcess::start(part, arguments, shape, scratch)?;
         let status = loop {
             let ended = process.ended()?;
@@ -331,7 +346,7 @@ impl PartProcess {
         let failed =
             |error: std::io::Error| Failure::new(Exit::Failed, format!("failed to start a step: {error}"));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command.args(["gpu-check", "--part", part.name(), "--device", &arguments.device]);
+        command.args(["gpu-check", "--part", &part.name(), "--device", &arguments.device]);
         command.arg("--scratch").arg(scratch);
         let sizes = shape.map_or_else(|| sizes(arguments), |shape| vec![shape]);
         let lengths = lengths(arguments);
@@ -340,6 +355,7 @@ impl PartProcess {
         command.args(["--lengths", &list(lengths.iter().map(ToString::to_string).collect())]);
         command.args(["--seconds", &arguments.seconds.as_secs_f64().to_string()]);
         command.args(["--soak-seconds", &arguments.soak_seconds.as_secs_f64().to_string()]);
+        command.args(["--product-size", &arguments.product_size.to_string()]);
         if let Some(tokens) = arguments.tokens {
             command.args(["--tokens", &tokens.to_string()]);
         }
@@ -354,7 +370,13 @@ impl PartProcess {
         let cells = (sizes.len() * lengths.len()) as u32;
         let deadline = Duration::from_secs(300)
             + match part {
-                Part::Facts | Part::Golden | Part::Recovery => Duration::ZERO,
+                Part::Facts
+                | Part::Kernels
+                | Part::Golden
+                | Part::OutOfMemory
+                | Part::Sticky
+                | Part::Fresh
+                | Part::KilledWorker => Duration::ZERO,
                 Part::Soak => 2 * arguments.soak_seconds,
                 Part::Speed => cells * (2 * arguments.seconds + Duration::from_secs(20)),
             };

@@ -40,7 +40,8 @@ pub(super) struct Load {
     pub(super) load_s: f64,
     /// From the same moment to the first batch's embeddings.
     pub(super) first_batch_s: f64,
-    /// The device's own matrix products of 8192³ in the same process, TFLOP/s.
+    /// The device's own matrix products of `product_size`³ in the same process, TFLOP/s.
+    pub(super) product_size: usize,
     pub(super) product_peak_tflops: Option<f64>,
 }
 
@@ -203,7 +204,7 @@ impl Report {
             }
         }
         if !self.cells.is_empty() {
-            text += "\n## Speed\n\nTokens count BOS and EOS. TFLOP/s: layers · (24 d² + 4 L d) per token. Shares: of the GPU's published dense peak, and of the 8192³ products measured in the same process. Sustained after a warm-up; first batch: from opening weights that are in the page cache.\n\n";
+            text += "\n## Speed\n\nTokens count BOS and EOS. TFLOP/s: layers · (24 d² + 4 L d) per token. Shares: of the GPU's published dense peak, and of large products measured in the same process. Sustained after a warm-up; first batch: from opening weights that are in the page cache.\n\n";
             text += "| model | residues | tokens/s | sequences/s | TFLOP/s | of nominal | of products | busy | tokens per batch | MHz | W | memory GiB | slowed by |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n";
             for cell in &self.cells {
                 row(
@@ -225,7 +226,7 @@ impl Report {
                     ],
                 );
             }
-            text += "\n| model | precision | parameters | weights GiB | token budget | load s | first batch s | 8192³ products TFLOP/s | weights made in s |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n";
+            text += "\n| model | precision | parameters | weights GiB | token budget | load s | first batch s | products TFLOP/s | weights made in s |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n";
             for load in &self.loads {
                 row(
                     &mut text,
@@ -237,7 +238,7 @@ impl Report {
                         thousands(f64::from(load.token_budget)),
                         format!("{:.2}", load.load_s),
                         format!("{:.2}", load.first_batch_s),
-                        told(load.product_peak_tflops, |peak| format!("{peak:.0}")),
+                        told(load.product_peak_tflops, |peak| format!("{peak:.0} ({}³)", load.product_size)),
                         format!("{:.1}", load.generate_s),
                     ],
                 );

@@ -70,7 +70,7 @@ pub(super) fn soak(device: &Device, shape: Shape, duration: Duration, tokens_max
                 None if began.elapsed() < share => Some(&batches[random.within(0..BATCHES)]),
                 None => None,
             };
-            stream(engine.as_mut(), next, |batch, embeddings| {
+            stream(&mut *engine, next, |batch, embeddings| {
                 let index = batches.iter().position(|other| std::ptr::eq(other, batch)).unwrap_or(BATCHES);
                 let digest = digest(&embeddings.values);
                 if *first.entry(index).or_insert(digest) != digest {

@@ -21,6 +21,8 @@ pub(super) struct Plan {
     pub(super) duration: Duration,
     /// Tokens of a batch; `None`: as a run of its own would choose.
     pub(super) token_budget: Option<u32>,
+    /// Rows, columns and depth of the products that the device's own speed is measured by.
+    pub(super) product_size: usize,
 }
 
 /// Different batches of a cell: more than any cache holds, few enough to be made quickly.
@@ -78,7 +80,7 @@ pub(super) fn speed(device: &Device, shape: Shape, plan: &Plan, scratch: &Path, 
     let folder = peers.unwrap_or(scratch).join(shape.name);
     let mut ready = None;
     check(&format!("speed {}: load", shape.name), || {
-        let product_peak_tflops = device.product_peak_tflops(plan.precision)?;
+        let product_peak_tflops = device.product_peak(plan.precision, plan.product_size)?;
         let began = Instant::now();
         // Halves even where they are widened again: both sides of a comparison read the same file.
         let stored = if plan.precision == Precision::Fp32 { Stored::F32 } else { Stored::F16 };
@@ -93,7 +95,7 @@ pub(super) fn speed(device: &Device, shape: Shape, plan: &Plan, scratch: &Path, 
         let load_s = began.elapsed().as_secs_f64();
         let token_budget = match plan.token_budget {
             Some(tokens) => tokens,
-            None => device.token_budget(model.config(), engine.as_ref()),
+            None => device.token_budget(model.config(), &*engine),
         };
         let first = Workload::new(Lengths::Equal(102), SEED, token_budget, 1);
         engine.run(&first.batches[0], &Progress::default()).map_err(words)?;
@@ -109,6 +111,7 @@ pub(super) fn speed(device: &Device, shape: Shape, plan: &Plan, scratch: &Path, 
             generate_s,
             load_s,
             first_batch_s,
+            product_size: plan.product_size,
             product_peak_tflops,
         }));
         ready = Some((engine, model.config().clone(), token_budget, product_peak_tflops));
@@ -120,19 +123,26 @@ pub(super) fn speed(device: &Device, shape: Shape, plan: &Plan, scratch: &Path, 
             check(&format!("speed {} {lengths}", shape.name), || {
                 let seed = SEED ^ (shape.hidden as u64) << 32;
                 let workload = Workload::new(lengths, seed, token_budget, BATCHES);
-                let (mut cell, total) = measure(engine.as_mut(), &config, &workload, plan.duration, &watch)?;
+                let (mut cell, total) = measure(&mut *engine, &config, &workload, plan.duration, &watch)?;
                 cell.size = shape.name.to_owned();
                 cell.lengths = lengths.to_string();
                 cell.share_of_nominal = device
-                    .gpu_name()
-                    .and_then(|gpu| nominal_tflops(gpu, plan.precision))
+                    .gpu()
+                    .and_then(|gpu| nominal_tflops(gpu.name(), plan.precision))
                     .map(|peak| cell.tflops / peak);
                 cell.share_of_products = products.map(|peak| cell.tflops / peak);
-                cell.kernels_ms = device.kernel_times(engine.as_mut(), workload.full_batches()[0])?;
+                cell.memory_peak_bytes = cell.memory_peak_bytes.or_else(|| device.memory_used_bytes());
+                let times = engine.kernel_times(workload.full_batches()[0]).map_err(words)?;
+                if cell.busy_percent.is_none() && times.total_ms > 0.0 {
+                    // Without a management library: the share of the time that kernels alone would take.
+                    let busy_s = times.total_ms / 1e3 * cell.batches as f64;
+                    cell.busy_percent = Some((100.0 * busy_s / cell.seconds).min(100.0));
+                }
+                cell.kernels_ms = times.kinds_ms;
                 let detail = format!("{} batches, {total} tokens in {:.1} s", cell.batches, cell.seconds);
                 tell(&Event::Cell(cell));
                 if peers.is_some() {
-                    keep(engine.as_mut(), &workload, &folder, lengths)?;
+                    keep(&mut *engine, &workload, &folder, lengths)?;
                 }
                 Ok(detail)
             });

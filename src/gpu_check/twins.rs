@@ -128,6 +128,7 @@ fn near<T: Stored + Debug>(got: &[T], expected: &[T], units: f32) -> Result<(), 
     if got.len() != expected.len() {
         return Err(format!("{} numbers, expected {}", got.len(), expected.len()));
     }
+    let count = expected.len();
     let (mut apart, mut worst, mut first) = (0, 0.0f32, None);
     for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
         let (x, y) = (got.widen(), expected.widen());
@@ -145,8 +146,7 @@ fn near<T: Stored + Debug>(got: &[T], expected: &[T], units: f32) -> Result<(), 
     match first {
         None => Ok(()),
         Some((index, got, expected)) => Err(format!(
-            "{apart} of {} numbers are apart, by up to {worst:.1} units; number {index} is {got:?}, expected {expected:?}",
-            expected.len()
+            "{apart} of {count} numbers are apart, by up to {worst:.1} units; number {index} is {got:?}, expected {expected:?}"
         )),
     }
 }
@@ -317,7 +317,8 @@ impl Trial<'_> {
     fn norm<X: Stored + Plain, O: Stored + Plain + Debug>(&mut self) -> Result<(), String> {
         for round in 0..2 * self.effort.rounds {
             let rows = self.random.within(1..40);
-            let width = if round % 2 == 0 { 8 * self.random.within(1..640) } else { self.random.within(1..700) };
+            let width =
+                if round % 2 == 0 { 8 * self.random.within(1..640) } else { self.random.within(1..700) };
             let x = numbers::<X>(&mut self.random, rows * width);
             let scale = numbers::<f32>(&mut self.random, width);
             let shift = numbers::<f32>(&mut self.random, width);
@@ -350,7 +351,8 @@ impl Trial<'_> {
         let units = if T::NUMBER == Number::F32 { 0.0 } else { 1.0 };
         for round in 0..2 * self.effort.rounds {
             let rows = self.random.within(1..20);
-            let width = if round % 2 == 0 { 8 * self.random.within(1..640) } else { self.random.within(1..300) };
+            let width =
+                if round % 2 == 0 { 8 * self.random.within(1..640) } else { self.random.within(1..300) };
             let mut x = numbers::<T>(&mut self.random, rows * width);
             for at in 0..x.len().min(9) {
                 x[at] = T::narrow([0.0, -0.0, 30.0, -30.0, 6.0, -6.0, f32::NAN, f32::INFINITY, 1e-4][at]);
@@ -436,7 +438,10 @@ impl Trial<'_> {
                 let what = || format!("{} {mode:?} of width {width}", kernel.name());
                 self.agree(what, &out.values::<f32>()?, &expected, 0.0)?;
                 if flags.values::<i32>()? != expected_flags {
-                    return Err(format!("{} {mode:?}: other sequences are said not to be finite", kernel.name()));
+                    return Err(format!(
+                        "{} {mode:?}: other sequences are said not to be finite",
+                        kernel.name()
+                    ));
                 }
             }
 
@@ -444,7 +449,16 @@ impl Trial<'_> {
             let before = rows_before(&rows);
             let total = rows.iter().sum::<u32>() as usize;
             let (mut expected, mut expected_flags) = (vec![0.0; total * width], vec![0; sequences]);
-            twin::gather(&x, &cu_seqlens, &tiles, &pooled, &before, &mut expected, &mut expected_flags, width);
+            twin::gather(
+                &x,
+                &cu_seqlens,
+                &tiles,
+                &pooled,
+                &before,
+                &mut expected,
+                &mut expected_flags,
+                width,
+            );
             let mut out = Output::new(&vec![-7.0f32; total * width]);
             let mut flags = Output::new(&vec![0i32; sequences]);
             let kernel = Kernel::Gather(T::NUMBER);
@@ -556,7 +570,9 @@ pub(super) fn kernels(device: &mut dyn Launcher, effort: Effort, seed: u64) {
         }
         let random = Random::new(seed.wrapping_add(index as u64));
         let mut trial = Trial { device, random, effort, compared: 0 };
-        check(&what, || body(&mut trial).map(|()| format!("{} numbers are those of the twin", trial.compared)));
+        check(&what, || {
+            body(&mut trial).map(|()| format!("{} numbers are those of the twin", trial.compared))
+        });
     }
 }
 
@@ -568,7 +584,9 @@ mod tests {
     fn numbers_apart_are_found() {
         let expected = [1.0f32, -2.0, 0.0, f32::NAN];
         assert!(same(&[1.0f32, -2.0, -0.0, f32::NAN], &expected).is_ok());
-        for got in [[1.0 + f32::EPSILON, -2.0, 0.0, f32::NAN], [1.0, f32::NAN, 0.0, f32::NAN], [1.0, -2.0, 0.0, 0.0]] {
+        for got in
+            [[1.0 + f32::EPSILON, -2.0, 0.0, f32::NAN], [1.0, f32::NAN, 0.0, f32::NAN], [1.0, -2.0, 0.0, 0.0]]
+        {
             assert!(same(&got, &expected).is_err(), "{got:?}");
         }
         assert!(same(&expected[..3], &expected).is_err());
@@ -604,7 +622,8 @@ mod tests {
                 return Err("not computed here".into());
             };
             let error = self.error;
-            let [Argument::Read(from), Argument::Write(to), _, Argument::Write(flag)] = arguments.as_mut_slice()
+            let [Argument::Read(from), Argument::Write(to), _, Argument::Write(flag)] =
+                arguments.as_mut_slice()
             else {
                 return Err("other arguments".into());
             };

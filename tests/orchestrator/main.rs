@@ -18,6 +18,7 @@ mod disk;
 mod export;
 mod faults;
 mod golden;
+mod gpu_check;
 mod http;
 mod input;
 mod job;

@@ -1,0 +1,205 @@
+//! `gpu-check`, as far as it goes without a GPU: on the CPU, on an emulated CUDA, and where neither is.
+
+#[path = "../../kernels/tests/emulation/mod.rs"]
+mod emulation;
+
+use std::path::Path;
+use std::process::Command;
+
+use emulation::EmulatedCuda;
+use serde_json::Value;
+
+use crate::process::{program, run};
+
+/// A GPU so small that a batch of its budget, which an engine computes when it starts, takes little time.
+const SMALL_GPU: &str = "memory=186M";
+
+fn gpu_check(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = program(["gpu-check"].iter().chain(arguments));
+    command.arg("--json").arg(folder.join("report.json")).current_dir(folder);
+    command
+        .env("VIRNUCPRO_CACHE", folder.join("cache"))
+        .env_remove("GOLDEN_DIR")
+        .env_remove("CUDA_VISIBLE_DEVICES");
+    command
+}
+
+fn report(folder: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join("report.json")).unwrap()).unwrap()
+}
+
+/// Checks by name: verdict and detail.
+fn findings(report: &Value) -> Vec<(String, String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let findings = report["findings"].as_array().unwrap().iter();
+    findings
+        .map(|finding| (text(&finding["what"]), text(&finding["verdict"]), text(&finding["detail"])))
+        .collect()
+}
+
+#[track_caller]
+fn verdict<'a>(findings: &'a [(String, String, String)], what: &str) -> (&'a str, &'a str) {
+    let found = findings.iter().find(|(name, ..)| name == what);
+    let (_, verdict, detail) = found.unwrap_or_else(|| panic!("`{what}` is not in {findings:#?}"));
+    (verdict, detail)
+}
+
+#[test]
+fn without_a_gpu_it_says_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = gpu_check(folder.path(), &[]);
+    // Where no library lies.
+    command.env("VIRNUCPRO_CUDA", folder.path()).env("LD_LIBRARY_PATH", folder.path());
+    let told = run(&mut command);
+    assert_eq!(told.code(), 2, "{}", told.stderr);
+    assert_eq!(told.stdout, "");
+    let told = told.says(["error: device `cuda:0` cannot be used", "hint: "]);
+    assert!(!told.stderr.contains("panicked"), "{}", told.stderr);
+    assert!(!folder.path().join("report.json").exists());
+    run(&mut gpu_check(folder.path(), &["--device", "gpu:0"])).expect(2).says(["`gpu:0` is no GPU"]);
+    for arguments in [["--sizes", "9M"], ["--lengths", "0"], ["--seconds", "-1"], ["--tokens", "1"]] {
+        run(&mut gpu_check(folder.path(), &arguments)).expect(2).says(["invalid value"]);
+    }
+}
+
+#[test]
+fn on_the_cpu_every_check_that_needs_no_gpu_passes() {
+    let folder = tempfile::tempdir().unwrap();
+    let scratch = folder.path().join("scratch");
+    let arguments = [
+        "--device",
+        "cpu",
+        "--seconds",
+        "0.1",
+        "--soak-seconds",
+        "0.1",
+        "--tokens",
+        "300",
+        "--lengths",
+        "51,uniprot",
+        "--peers-out",
+        "peers",
+        "--scratch",
+        scratch.to_str().unwrap(),
+    ]; // rustfmt would give each word a line
+    let told = run(&mut gpu_check(folder.path(), &arguments)).expect(0);
+    assert!(told.stdout.starts_with("# gpu-check\n"), "{}", told.stdout);
+    assert!(told.stdout.contains("| device | the CPU ("), "{}", told.stdout);
+    assert!(told.stderr.contains("passed     golden tiny fp32:"), "{}", told.stderr);
+
+    let report = report(folder.path());
+    let findings = findings(&report);
+    for (what, verdict, detail) in &findings {
+        let needs_a_gpu = verdict == "skipped" && (detail == "needs a GPU" || detail.contains("fp32 only"));
+        assert!(verdict == "passed" || needs_a_gpu, "{what}: {verdict}, {detail}");
+    }
+    for what in [
+        "golden tiny fp32",
+        "golden tiny fp32: packed = alone",
+        "golden tiny fp32: nothing leaks between sequences",
+        "golden tiny fp32: pooling None as on the CPU",
+        "recovery: a worker killed in a run",
+        "soak tiny fp32",
+        "speed tiny: load",
+        "speed tiny 51",
+        "speed tiny uniprot",
+    ] {
+        assert_eq!(verdict(&findings, what).0, "passed", "{what}");
+    }
+    let cells = report["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 2);
+    assert!(cells.iter().all(|cell| cell["tokens_per_s"].as_f64().unwrap() > 0.0));
+
+    // What the comparison with others needs: weights, sequences, an embedding of each.
+    let tiny = folder.path().join("peers/tiny");
+    for lengths in ["51", "uniprot"] {
+        let sequences =
+            std::fs::read_to_string(tiny.join(format!("{lengths}.fasta"))).unwrap().matches('>').count();
+        assert_eq!(
+            std::fs::metadata(tiny.join(format!("{lengths}.f32"))).unwrap().len(),
+            4 * 64 * sequences as u64
+        );
+        assert!(sequences > 1, "{lengths}");
+    }
+    assert!(tiny.join("config.json").exists() && tiny.join("model.safetensors").exists());
+    // Nothing else is left.
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+}
+
+#[test]
+fn on_an_emulated_gpu_every_step_passes() {
+    let Some(cuda) = EmulatedCuda::built() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = [
+        "--sizes",
+        "tiny",
+        "--seconds",
+        "0.1",
+        "--soak-seconds",
+        "0.1",
+        "--tokens",
+        "300",
+        "--lengths",
+        "51",
+        "--product-size",
+        "64",
+        "--only",
+        "kernels,golden,soak,speed",
+    ]; // rustfmt would give each word a line
+    let mut command = gpu_check(folder.path(), &arguments);
+    cuda.lend(&mut command, SMALL_GPU);
+    let told = run(&mut command);
+    let report = report(folder.path());
+    let findings = findings(&report);
+    for (what, verdict, detail) in &findings {
+        assert_eq!(verdict, "passed", "{what}: {detail}\n{}", told.stderr);
+    }
+    let told = told.expect(0);
+    for what in [
+        "kernels: attention f16",
+        "golden tiny fp16",
+        "golden tiny bf16: nothing leaks between sequences",
+        "golden tiny fp16: repeated in fp32 on demand",
+        "soak tiny fp16",
+        "speed tiny 51",
+    ] {
+        assert_eq!(verdict(&findings, what).0, "passed", "{what}");
+    }
+    assert!(report["cells"][0]["kernels_ms"].as_array().unwrap().len() >= 5, "{report}");
+    assert!(report["loads"][0]["product_peak_tflops"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(told.stdout.contains("| device | Emulated GPU |"), "{}", told.stdout);
+}
+
+#[test]
+fn a_process_that_dies_is_a_failed_check_and_stops_no_other() {
+    let Some(cuda) = EmulatedCuda::built() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = gpu_check(
+        folder.path(),
+        &[
+            "--sizes",
+            "tiny",
+            "--tokens",
+            "300",
+            "--only",
+            "golden,speed",
+            "--lengths",
+            "51",
+            "--seconds",
+            "0.1",
+            "--product-size",
+            "64",
+        ],
+    );
+    // The first process that loads a module, that of the golden step, dies of it.
+    let once = folder.path().join("once");
+    cuda.lend(&mut command, &format!("{SMALL_GPU};abort=load@1:once={}", once.display()));
+    let told = run(&mut command).expect(1);
+    let report = report(folder.path());
+    let findings = findings(&report);
+    let (verdict_of_golden, detail) = verdict(&findings, "golden");
+    assert_eq!(verdict_of_golden, "failed");
+    assert!(detail.contains("signal: 6"), "{detail}");
+    assert_eq!(verdict(&findings, "speed tiny 51").0, "passed");
+    assert!(told.stdout.contains("| golden | **failed** |"), "{}", told.stdout);
+}
