@@ -202,7 +202,7 @@ pub(crate) struct GpuCheckArguments {
     /// Arithmetic of the speed table [default: fp16 where the GPU has it]
     #[arg(long)]
     pub(crate) precision: Option<Arithmetic>,
-    /// Tokens per batch [default: as a run would choose]
+    /// Tokens per batch, and of the longest sequence of any check [default: as a run would choose, and all]
     #[arg(long, value_parser = clap::value_parser!(u32).range(16..))]
     pub(crate) tokens: Option<u32>,
     /// Write everything that was found as JSON, too

@@ -170,7 +170,8 @@ fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Exit, Failure
         },
         Part::Golden => {
             let tiny = Shape::of("tiny").into_iter();
-            golden::golden(&device, &tiny.chain(sizes).collect::<Vec<_>>(), scratch);
+            let tokens_max = arguments.tokens.map_or(usize::MAX, |tokens| tokens as usize);
+            golden::golden(&device, &tiny.chain(sizes).collect::<Vec<_>>(), tokens_max, scratch);
         }
         Part::OutOfMemory => faults::out_of_memory(&device, smallest, scratch),
         Part::Sticky => faults::sticky(&device, smallest, scratch),

@@ -40,6 +40,8 @@ pub(super) struct Load {
     pub(super) load_s: f64,
     /// From the same moment to the first batch's embeddings.
     pub(super) first_batch_s: f64,
+    /// The same at the first start ever, which compiles kernels and times products.
+    pub(super) cold_first_batch_s: f64,
     /// The device's own matrix products of `product_size`³ in the same process, TFLOP/s.
     pub(super) product_size: usize,
     pub(super) product_peak_tflops: Option<f64>,
@@ -226,7 +228,7 @@ impl Report {
                     ],
                 );
             }
-            text += "\n| model | precision | parameters | weights GiB | token budget | load s | first batch s | products TFLOP/s | weights made in s |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n";
+            text += "\n| model | precision | parameters | weights GiB | token budget | load s | first batch s | at the first start s | products TFLOP/s | weights made in s |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n";
             for load in &self.loads {
                 row(
                     &mut text,
@@ -238,6 +240,7 @@ impl Report {
                         thousands(f64::from(load.token_budget)),
                         format!("{:.2}", load.load_s),
                         format!("{:.2}", load.first_batch_s),
+                        format!("{:.2}", load.cold_first_batch_s),
                         told(load.product_peak_tflops, |peak| format!("{peak:.0} ({}³)", load.product_size)),
                         format!("{:.1}", load.generate_s),
                     ],

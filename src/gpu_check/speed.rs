@@ -28,6 +28,9 @@ pub(super) struct Plan {
 /// Different batches of a cell: more than any cache holds, few enough to be made quickly.
 const BATCHES: usize = 4;
 
+/// As many for the lengths of real proteins, so that a GPU's batches hold all 1,000 of them.
+const BATCHES_UNIPROT: usize = 16;
+
 /// Dense 16-bit products with 32-bit sums, TFLOP/s as NVIDIA publishes them, by a part of the GPU's name.
 /// The first that fits counts.
 const NOMINAL_TFLOPS: [(&str, f64); 27] = [
@@ -88,33 +91,41 @@ pub(super) fn speed(device: &Device, shape: Shape, plan: &Plan, scratch: &Path, 
             .map_err(|error| format!("failed to write `{}`: {error}", folder.display()))?;
         let generate_s = began.elapsed().as_secs_f64();
 
-        let began = Instant::now();
-        let model =
-            Model::open(&ModelPath::Folder(folder.clone())).map_err(|error| actors::error_chain(&error))?;
-        let mut engine = device.load(&model, Pooling::Mean, plan.precision).map_err(words)?;
-        let load_s = began.elapsed().as_secs_f64();
-        let token_budget = match plan.token_budget {
-            Some(tokens) => tokens,
-            None => device.token_budget(model.config(), &*engine),
+        // Twice: what the first start compiles and times is kept for all later ones.
+        let mut cold_first_batch_s = None;
+        let (engine, config, token_budget, load_s, first_batch_s) = loop {
+            let began = Instant::now();
+            let model = Model::open(&ModelPath::Folder(folder.clone()))
+                .map_err(|error| actors::error_chain(&error))?;
+            let mut engine = device.load(&model, Pooling::Mean, plan.precision).map_err(words)?;
+            let load_s = began.elapsed().as_secs_f64();
+            let fits = device.token_budget(model.config(), &*engine);
+            let token_budget = plan.token_budget.unwrap_or(fits);
+            let first = Workload::new(Lengths::Equal(102), SEED, token_budget, 1);
+            engine.run(&first.batches[0], &Progress::default()).map_err(words)?;
+            let first_batch_s = began.elapsed().as_secs_f64();
+            if cold_first_batch_s.is_some() {
+                break (engine, model.config().clone(), token_budget, load_s, first_batch_s);
+            }
+            cold_first_batch_s = Some(first_batch_s);
         };
-        let first = Workload::new(Lengths::Equal(102), SEED, token_budget, 1);
-        engine.run(&first.batches[0], &Progress::default()).map_err(words)?;
-        let first_batch_s = began.elapsed().as_secs_f64();
+        let cold_first_batch_s = cold_first_batch_s.unwrap_or(first_batch_s);
 
         tell(&Event::Load(Load {
             size: shape.name.to_owned(),
             engine: engine.description().name.clone(),
             precision: precision_name(plan.precision).to_owned(),
-            parameters: model.config().parameters(),
+            parameters: config.parameters(),
             weights_bytes: engine.description().weights_bytes,
             token_budget,
             generate_s,
             load_s,
             first_batch_s,
+            cold_first_batch_s,
             product_size: plan.product_size,
             product_peak_tflops,
         }));
-        ready = Some((engine, model.config().clone(), token_budget, product_peak_tflops));
+        ready = Some((engine, config, token_budget, product_peak_tflops));
         Ok(format!("first batch {first_batch_s:.2} s after the call that opens the weights"))
     });
     if let Some((mut engine, config, token_budget, products)) = ready {
@@ -122,7 +133,11 @@ pub(super) fn speed(device: &Device, shape: Shape, plan: &Plan, scratch: &Path, 
         for &lengths in &plan.lengths {
             check(&format!("speed {} {lengths}", shape.name), || {
                 let seed = SEED ^ (shape.hidden as u64) << 32;
-                let workload = Workload::new(lengths, seed, token_budget, BATCHES);
+                let batches = match lengths {
+                    Lengths::Equal(_) => BATCHES,
+                    Lengths::Uniprot => BATCHES_UNIPROT,
+                };
+                let workload = Workload::new(lengths, seed, token_budget, batches);
                 let (mut cell, total) = measure(&mut *engine, &config, &workload, plan.duration, &watch)?;
                 cell.size = shape.name.to_owned();
                 cell.lengths = lengths.to_string();
