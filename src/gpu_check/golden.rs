@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use kernels::cpu::CpuEngine;
-use kernels::{Batch, Engine, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress};
+use kernels::{
+    Batch, Embeddings, Engine, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress,
+};
 use serde::Deserialize;
 
 use super::agreement::{Agreement, Limits, bits};
@@ -87,7 +89,10 @@ impl Golden {
             kept.extend_from_slice(&expected[row * hidden..][..hidden]);
         }
         if batch.len() < 3 {
-            return Err(format!("{} golden sequences have at most {tokens_max} tokens: too few", batch.len()));
+            return Err(format!(
+                "{} golden sequences have at most {tokens_max} tokens: too few",
+                batch.len()
+            ));
         }
         Ok(Self { batch, ids, expected: kept, hidden, tolerances: manifest.tolerances })
     }
@@ -189,78 +194,36 @@ fn one(device: &Device, golden: &Golden, model: &Model, precision: Precision, wh
         engine = Some(loaded);
         agreement
     });
-    let Some(mut engine) = engine else { return };
-    let engine = &mut *engine;
+    if let Some(mut engine) = engine {
+        against_itself(&mut *engine, golden, &packed, precision, what);
+    }
+}
 
-    check(&format!("{what}: packed = alone"), || {
-        // Also through the engine's own queue, where it has one: each batch must get its own answer.
-        let singles: Vec<Batch> = (0..golden.batch.len()).map(|row| some(&golden.batch, [row])).collect();
-        let mut left = singles.iter();
-        let mut alone = Vec::new();
-        stream(
-            engine,
-            || left.next(),
-            |_, embeddings| {
-                alone.extend(embeddings.values);
-                Ok(())
-            },
-        )
-        .map_err(words)?;
-        let same = same_rows(&alone, &packed, golden.hidden);
-        let agreement = Agreement::of(&alone, &packed, golden.hidden).held_to(alone_limits(precision))?;
-        Ok(format!("{agreement}, {same} equal bit for bit"))
-    });
-
-    check(&format!("{what}: order in the batch"), || {
-        let reversed = some(&golden.batch, (0..golden.batch.len()).rev());
-        let values = engine.run(&reversed, &progress).map_err(words)?.values;
-        let ordered: Vec<f32> = values.chunks_exact(golden.hidden).rev().flatten().copied().collect();
-        let same = same_rows(&ordered, &packed, golden.hidden);
-        let agreement = Agreement::of(&ordered, &packed, golden.hidden).held_to(alone_limits(precision))?;
-        Ok(format!("{agreement}, {same} equal bit for bit"))
-    });
-
-    check(&format!("{what}: nothing leaks between sequences"), || {
-        let last = golden.batch.len() - 1;
-        for changed in [0, last / 3, last] {
-            let mut batch = golden.batch.clone();
-            let residues = batch.cu_seqlens[changed] as usize + 1..batch.cu_seqlens[changed + 1] as usize - 1;
-            for token in &mut batch.tokens[residues] {
-                *token = 4 + (*token + 7) % 20;
-            }
-            let values = engine.run(&batch, &progress).map_err(words)?.values;
-            let rows = values.chunks_exact(golden.hidden).zip(packed.chunks_exact(golden.hidden));
-            for (row, (now, before)) in rows.enumerate() {
-                match (bits(now) == bits(before), row == changed) {
-                    (true, false) | (false, true) => {}
-                    (false, false) => {
-                        let (of, by) = (&golden.ids[row], &golden.ids[changed]);
-                        return Err(format!("bits of `{of}` changed with `{by}`"));
-                    }
-                    (true, true) => {
-                        return Err(format!("`{}` changed, its embedding did not", golden.ids[row]));
-                    }
-                }
-            }
-        }
-        Ok(format!("3 sequences changed, the bits of the other {last} stayed each time"))
-    });
-
+/// Checks that what became of the whole batch, `packed`, depends on nothing but each sequence itself.
+fn against_itself(
+    engine: &mut dyn Engine,
+    golden: &Golden,
+    packed: &[f32],
+    precision: Precision,
+    what: &str,
+) {
+    check(&format!("{what}: packed = alone"), || packed_is_alone(engine, golden, packed, precision));
+    check(&format!("{what}: order in the batch"), || order_is_nothing(engine, golden, packed, precision));
+    check(&format!("{what}: nothing leaks between sequences"), || nothing_leaks(engine, golden, packed));
+    let progress = Progress::default();
     check(&format!("{what}: the same batch twice"), || {
         let again = engine.run(&golden.batch, &progress).map_err(words)?.values;
-        match same_rows(&again, &packed, golden.hidden) {
+        match same_rows(&again, packed, golden.hidden) {
             same if same == golden.batch.len() => Ok(format!("{same} rows equal bit for bit")),
             same => Err(format!("only {same} of {} rows equal bit for bit", golden.batch.len())),
         }
     });
-
     if precision != Precision::Fp32 {
         check(&format!("{what}: repeated in fp32 on demand"), || {
             let exact = engine.run_exact(&golden.batch, &progress).map_err(words)?.values;
             golden.agreement(&exact).held_to(golden.limits(Precision::Fp32)?)
         });
     }
-
     check(&format!("{what}: a batch that contradicts itself is refused"), || {
         let mut batch = golden.batch.clone();
         batch.pooled_residues[0] = u32::MAX;
@@ -269,6 +232,62 @@ fn one(device: &Device, golden: &Golden, model: &Model, precision: Precision, wh
             other => Err(format!("{other:?}")),
         }
     });
+}
+
+fn packed_is_alone(
+    engine: &mut dyn Engine,
+    golden: &Golden,
+    packed: &[f32],
+    precision: Precision,
+) -> Result<String, String> {
+    // Through the engine's own queue, where it has one: each batch must get its own answer.
+    let singles: Vec<Batch> = (0..golden.batch.len()).map(|row| some(&golden.batch, [row])).collect();
+    let mut left = singles.iter();
+    let mut alone = Vec::new();
+    let keep = |_: &Batch, embeddings: Embeddings| {
+        alone.extend(embeddings.values);
+        Ok(())
+    };
+    stream(engine, || left.next(), keep).map_err(words)?;
+    let same = same_rows(&alone, packed, golden.hidden);
+    let agreement = Agreement::of(&alone, packed, golden.hidden).held_to(alone_limits(precision))?;
+    Ok(format!("{agreement}, {same} equal bit for bit"))
+}
+
+fn order_is_nothing(
+    engine: &mut dyn Engine,
+    golden: &Golden,
+    packed: &[f32],
+    precision: Precision,
+) -> Result<String, String> {
+    let reversed = some(&golden.batch, (0..golden.batch.len()).rev());
+    let values = engine.run(&reversed, &Progress::default()).map_err(words)?.values;
+    let ordered: Vec<f32> = values.chunks_exact(golden.hidden).rev().flatten().copied().collect();
+    let same = same_rows(&ordered, packed, golden.hidden);
+    let agreement = Agreement::of(&ordered, packed, golden.hidden).held_to(alone_limits(precision))?;
+    Ok(format!("{agreement}, {same} equal bit for bit"))
+}
+
+fn nothing_leaks(engine: &mut dyn Engine, golden: &Golden, packed: &[f32]) -> Result<String, String> {
+    let last = golden.batch.len() - 1;
+    for changed in [0, last / 3, last] {
+        let mut batch = golden.batch.clone();
+        let residues = batch.cu_seqlens[changed] as usize + 1..batch.cu_seqlens[changed + 1] as usize - 1;
+        for token in &mut batch.tokens[residues] {
+            *token = 4 + (*token + 7) % 20;
+        }
+        let values = engine.run(&batch, &Progress::default()).map_err(words)?.values;
+        let rows = values.chunks_exact(golden.hidden).zip(packed.chunks_exact(golden.hidden));
+        for (row, (now, before)) in rows.enumerate() {
+            let (of, by) = (&golden.ids[row], &golden.ids[changed]);
+            match (bits(now) == bits(before), row == changed) {
+                (true, false) | (false, true) => {}
+                (false, false) => return Err(format!("bits of `{of}` changed with `{by}`")),
+                (true, true) => return Err(format!("`{of}` changed, its embedding did not")),
+            }
+        }
+    }
+    Ok(format!("3 sequences changed, the bits of the other {last} stayed each time"))
 }
 
 /// Every pooling in fp32 against the CPU engine on the same weights.
@@ -318,6 +337,63 @@ pub(super) fn words(error: EngineError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is wrong with an engine.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Wrong {
+        Nothing,
+        /// Bits of a neighbour reach the sequence after it.
+        Leaks,
+        /// Sequences alone come out otherwise.
+        Alone,
+        /// Every embedding is off by little.
+        Values,
+    }
+
+    struct Faulty(CpuEngine, Wrong);
+
+    impl Engine for Faulty {
+        fn description(&self) -> &kernels::EngineDescription {
+            self.0.description()
+        }
+
+        fn run(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
+            let mut embeddings = self.0.run(batch, progress)?;
+            let hidden = embeddings.hidden;
+            match self.1 {
+                Wrong::Nothing => {}
+                Wrong::Leaks if batch.len() > 1 => {
+                    let neighbour = f32::from(batch.sequence(0)[1]);
+                    let value = &mut embeddings.values[hidden];
+                    *value = f32::from_bits(value.to_bits() ^ (neighbour as u32 & 1));
+                }
+                Wrong::Alone if batch.len() == 1 => embeddings.values[3] += 1e-3,
+                Wrong::Values => embeddings.values.iter_mut().for_each(|value| *value += 1e-3),
+                Wrong::Leaks | Wrong::Alone => {}
+            }
+            Ok(embeddings)
+        }
+    }
+
+    #[test]
+    fn an_engine_that_is_wrong_is_found() {
+        let golden = Golden::read(EXPECTED_TINY, 60).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        weights::write(folder.path(), Shape::of("tiny").unwrap(), SEED, Stored::F32).unwrap();
+        let model = Model::open(&ModelPath::Folder(folder.path().to_owned())).unwrap();
+        for wrong in [Wrong::Nothing, Wrong::Leaks, Wrong::Alone, Wrong::Values] {
+            let options =
+                EngineOptions { layer: 2, pooling: Pooling::Mean, precision: Precision::Fp32, threads: 1 };
+            let mut engine = Faulty(CpuEngine::load(&model, options).unwrap(), wrong);
+            let packed = engine.run(&golden.batch, &Progress::default()).unwrap().values;
+            let values = golden.agreement(&packed).held_to(golden.limits(Precision::Fp32).unwrap());
+            let alone = packed_is_alone(&mut engine, &golden, &packed, Precision::Fp32);
+            let leaks = nothing_leaks(&mut engine, &golden, &packed);
+            let found = [values.is_err(), alone.is_err(), leaks.is_err()];
+            let expected = [wrong == Wrong::Values, wrong == Wrong::Alone, wrong == Wrong::Leaks];
+            assert_eq!(found, expected, "{values:?} {alone:?} {leaks:?}");
+        }
+    }
 
     #[test]
     fn golden_values_inside_the_program_are_whole() {

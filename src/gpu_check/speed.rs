@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kernels::{Batch, Embeddings, Engine, Model, ModelConfig, ModelPath, Pooling, Precision, Progress};
 
-use super::device::Device;
+use super::device::{Device, KernelTimes};
 use super::flow::stream;
 use super::golden::{SEED, precision_name, words};
 use super::report::{Cell, Event, Load, check, tell};
@@ -147,7 +147,13 @@ pub(super) fn speed(device: &Device, shape: Shape, plan: &Plan, scratch: &Path, 
                     .map(|peak| cell.tflops / peak);
                 cell.share_of_products = products.map(|peak| cell.tflops / peak);
                 cell.memory_peak_bytes = cell.memory_peak_bytes.or_else(|| device.memory_used_bytes());
-                let times = engine.kernel_times(workload.full_batches()[0]).map_err(words)?;
+                let mut times = KernelTimes::default();
+                if device.gpu().is_some() {
+                    check(&format!("speed {} {lengths}: time by kind of kernel", shape.name), || {
+                        times = engine.kernel_times(workload.full_batches()[0]).map_err(words)?;
+                        Ok(format!("{:.2} ms a batch", times.total_ms))
+                    });
+                }
                 if cell.busy_percent.is_none() && times.total_ms > 0.0 {
                     // Without a management library: the share of the time that kernels alone would take.
                     let busy_s = times.total_ms / 1e3 * cell.batches as f64;
