@@ -536,7 +536,9 @@ def main():
     try:
         for size in arguments.sizes.split(","):
             report = ours_of(arguments, size, lengths, folder)
-            facts.update({f"ours, {name}": value for name, value in report["facts"] if name not in ("date", "command", "took")})
+            told = [(name, value) for name, value in report["facts"] if name not in ("date", "command", "took")]
+            for name in dict.fromkeys(name for name, _ in told):
+                facts[f"ours, {name}"] = "; ".join(value for other, value in told if other == name)
             cells = {cell["lengths"]: cell for cell in report["cells"]}
             done = [length for length in lengths if length in cells and (folder / size / f"{length}.f32").exists()]
             missing += [f"{size}, {length}: ours failed" for length in lengths if length not in done]

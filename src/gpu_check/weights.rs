@@ -299,9 +299,20 @@ mod tests {
 
     #[test]
     fn the_published_shapes_have_the_published_sizes() {
-        let millions =
-            SHAPES.map(|shape| tensors(shape).iter().map(Tensor::numbers).sum::<usize>() / 1_000_000);
-        assert_eq!(millions, [0, 7, 33, 147, 649, 2834, 15_111]);
+        let counts = SHAPES.map(|shape| tensors(shape).iter().map(Tensor::numbers).sum::<usize>());
+        assert_eq!(counts.map(|count| count / 1_000_000), [0, 7, 33, 147, 649, 2_832, 15_102]);
+        for (shape, count) in SHAPES.into_iter().zip(counts) {
+            let config = kernels::ModelConfig {
+                layers: shape.layers,
+                hidden: shape.hidden,
+                heads: shape.heads,
+                intermediate: 4 * shape.hidden,
+                vocab: 33,
+                layer_norm_eps: 1e-5,
+                token_dropout: true,
+            };
+            assert_eq!(config.parameters(), count as u64, "{}", shape.name);
+        }
     }
 
     #[test]
