@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// One device's process, started by `run`
     #[command(hide = true)]
     Worker,
+    /// One step's process, started by `gpu-check`
+    #[command(hide = true)]
+    GpuCheckPart(GpuCheckPartArguments),
 }
 
 /// Which job, and what to change in it.
@@ -214,12 +217,17 @@ pub(crate) struct GpuCheckArguments {
     /// Folder for what is needed on the way: 6 GB for 3B [default: the system's]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) scratch: Option<PathBuf>,
-    /// Rows, columns and depth of the products that the device's own speed is measured by
-    #[arg(long, hide = true, default_value = "8192")]
+    /// Rows, columns and depth of the products that the GPU's own speed is measured by
+    #[arg(long, value_name = "NUMBERS", default_value = "8192")]
     pub(crate) product_size: usize,
-    /// What a process started by this command does
-    #[arg(long, hide = true)]
-    pub(crate) part: Option<Part>,
+}
+
+#[derive(Args)]
+pub(crate) struct GpuCheckPartArguments {
+    /// Which
+    pub(crate) part: Part,
+    #[command(flatten)]
+    pub(crate) check: GpuCheckArguments,
 }
 
 #[derive(Args)]

@@ -63,6 +63,7 @@ fn main() -> ExitCode {
         Command::Export(arguments) => export_command::export(&arguments),
         Command::GpuCheck(arguments) => gpu_check::gpu_check(&arguments),
         Command::Completions(arguments) => completions::completions(&arguments),
+        Command::GpuCheckPart(arguments) => gpu_check::part_of_it(arguments.part, &arguments.check),
         Command::Worker => worker::worker(),
     };
     match result {

@@ -45,7 +45,7 @@ pub(crate) enum Step {
     Kernels,
     /// Embeddings against golden values; packed = alone; nothing leaks between sequences
     Golden,
-    /// Out of memory, a failing kernel, a killed worker
+    /// Out of memory, a failing kernel, a process killed in a run
     Recovery,
     /// Random batches for a while, the same bits each time
     Soak,
@@ -114,14 +114,6 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Runs the command, or the part of it that another process of it asks for.
-pub(crate) fn gpu_check(arguments: &GpuCheckArguments) -> Result<Exit, Failure> {
-    match arguments.part {
-        Some(part) => part_of_it(part, arguments),
-        None => all_of_it(arguments),
-    }
-}
-
 /// The sizes asked for, or those worth having on the device.
 fn sizes(arguments: &GpuCheckArguments) -> Vec<Shape> {
     if !arguments.sizes.is_empty() {
@@ -140,7 +132,8 @@ fn lengths(arguments: &GpuCheckArguments) -> Vec<Lengths> {
     }
 }
 
-fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Exit, Failure> {
+/// Does what one process of the command does, and says its events.
+pub(crate) fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Exit, Failure> {
     let device = match Device::open(&arguments.device) {
         Ok(device) => device,
         Err(refusal) => {
@@ -207,7 +200,8 @@ fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Exit, Failure
     Ok(Exit::Done)
 }
 
-fn all_of_it(arguments: &GpuCheckArguments) -> Result<Exit, Failure> {
+/// Runs the command.
+pub(crate) fn gpu_check(arguments: &GpuCheckArguments) -> Result<Exit, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, interrupted.clone())
@@ -347,7 +341,7 @@ impl PartProcess {
         let failed =
             |error: std::io::Error| Failure::new(Exit::Failed, format!("failed to start a step: {error}"));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command.args(["gpu-check", "--part", &part.name(), "--device", &arguments.device]);
+        command.args(["gpu-check-part", &part.name(), "--device", &arguments.device]);
         command.arg("--scratch").arg(scratch);
         let sizes = shape.map_or_else(|| sizes(arguments), |shape| vec![shape]);
         let lengths = lengths(arguments);

@@ -177,7 +177,8 @@ fn an_emulated_gpu_is_soaked_and_timed() {
 /// What one part of the command says on an emulated GPU, in a folder of its own.
 fn part_on_an_emulated_gpu(cuda: &EmulatedCuda, part: &str, script: &str) -> Finished {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = gpu_check(folder.path(), &["--sizes", "tiny", "--part", part]);
+    let mut command = program(["gpu-check-part", part, "--sizes", "tiny"]);
+    command.env("VIRNUCPRO_CACHE", folder.path().join("cache"));
     cuda.lend(&mut command, &format!("{SMALL_GPU};{script}"));
     run(&mut command)
 }
