@@ -1,5 +1,7 @@
 //! `gpu-check`, as far as it goes without a GPU: on the CPU, on an emulated CUDA, and where neither is.
 
+#[path = "../../kernels/tests/emulation/nvml.rs"]
+mod emulated_nvml;
 #[path = "../../kernels/tests/emulation/mod.rs"]
 mod emulation;
 
@@ -7,8 +9,10 @@ use std::path::Path;
 use std::process::Command;
 
 use emulation::EmulatedCuda;
-use serde_json::Value;
+use kernels::nvml::Library;
+use serde_json::{Value, json};
 
+use crate::nvidia::fake::FakeNvml;
 use crate::process::{Finished, program, run};
 
 /// A GPU so small that a batch of its budget, which an engine computes when it starts, takes little time.
@@ -125,7 +129,7 @@ fn on_an_emulated_gpu(steps: &str) -> Option<Value> {
     let folder = tempfile::tempdir().unwrap();
     let arguments = [
         ["--sizes", "tiny"],
-        ["--seconds", "0.1"],
+        ["--seconds", "0.8"],
         ["--soak-seconds", "0.1"],
         ["--tokens", "60"],
         ["--lengths", "51"],
@@ -134,6 +138,9 @@ fn on_an_emulated_gpu(steps: &str) -> Option<Value> {
     ];
     let mut command = gpu_check(folder.path(), arguments.as_flattened());
     cuda.lend(&mut command, SMALL_GPU);
+    let answers = "0.busy 93 40\n0.memory 186000000 86000000 100000000\n0.clock_sm 1755\n0.throttle 0x4";
+    let nvml = FakeNvml::new(&format!("{}{answers}", emulated_nvml::nvml_script(1, 186_000_000)));
+    command.env(Library::VARIABLE, nvml.path());
     let told = run(&mut command);
     let report = report(folder.path());
     for (what, verdict, detail) in findings(&report) {
@@ -170,7 +177,12 @@ fn on_an_emulated_gpu_embeddings_are_golden() {
 fn an_emulated_gpu_is_soaked_and_timed() {
     let Some(report) = on_an_emulated_gpu("soak,speed") else { return };
     verdict(&findings(&report), "soak tiny fp16");
-    assert!(report["cells"][0]["tokens_per_s"].as_f64().unwrap() > 0.0, "{report}");
+    let cell = &report["cells"][0];
+    assert!(cell["tokens_per_s"].as_f64().unwrap() > 0.0, "{cell}");
+    // As the management library tells.
+    assert_eq!((&cell["busy_percent"], &cell["clock_mhz"]), (&json!(93.0), &json!(1755.0)), "{cell}");
+    assert_eq!((&cell["memory_peak_bytes"], &cell["power_w"]), (&json!(86_000_000), &json!(null)), "{cell}");
+    assert_eq!(cell["slowed_by"], json!(["power limit"]), "{cell}");
     assert!(report["loads"][0]["product_peak_tflops"].as_f64().unwrap() > 0.0, "{report}");
 }
 

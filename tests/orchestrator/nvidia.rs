@@ -1,7 +1,7 @@
 //! NVIDIA GPUs as an operator meets them: what `doctor` says of them, with a management library of our own.
 
 #[path = "../fake_nvml/fake.rs"]
-mod fake;
+pub(crate) mod fake;
 
 use std::path::Path;
 
