@@ -33,7 +33,7 @@ fn worker_killed(device: &Device, scratch: &Path) -> Result<String, String> {
             // It was over before anything could be killed: once more with more to do.
             continue;
         };
-        // SAFETY of the id: it is our grandchild's, and was alive when last looked at.
+        // Our grandchild's, alive when last looked at: its id cannot be another's before its parent has waited for it.
         kill_process(worker, Signal::KILL).map_err(|error| format!("failed to kill the worker: {error}"))?;
         run.finish()?;
         let restarts = restarts(&folder.join("killed/run.json"))?;
