@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kernels::Precision;
+use kernels::cuda::{CudaLibraryReport, CudaSupport};
 use kernels::device::{Machine, Nvidia, probe};
 use kernels::nvml::{Capability, Driver, GpuIdentity, GpuSample};
 use serde::Serialize;
@@ -21,7 +22,8 @@ struct Report {
     threads: Option<usize>,
     memory_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
-    cuda: String,
+    /// The libraries that the CUDA engine calls; `None`: this build has no such engine.
+    cuda: Option<Vec<CudaLibraryReport>>,
     /// The driver that the kernel has loaded, by its own account.
     nvidia_driver: Option<String>,
     /// What the driver's library tells, or why it does not.
@@ -42,6 +44,8 @@ struct NvidiaReport {
 struct GpuReport {
     identity: GpuIdentity,
     sample: GpuSample,
+    /// The precision that a job on this GPU alone computes in by itself, or why it cannot be used.
+    auto_precision: Result<&'static str, String>,
 }
 
 /// Oldest CUDA that a driver must run, and the first driver that does.
@@ -71,9 +75,15 @@ fn examine(machine: Machine) -> Report {
         threads: machine.threads,
         memory_bytes: machine.memory_bytes,
         memory_available_bytes: machine.memory_available_bytes,
-        cuda: machine.cuda.to_string(),
+        nvidia: machine
+            .nvidia
+            .map(|nvidia| nvidia_report(nvidia, &machine.cuda))
+            .map_err(|error| error.to_string()),
+        cuda: match machine.cuda {
+            CudaSupport::NotBuilt => None,
+            CudaSupport::Built(libraries) => Some(libraries),
+        },
         nvidia_driver: nvidia_driver(),
-        nvidia: machine.nvidia.map(nvidia_report).map_err(|error| error.to_string()),
         cuda_visible_devices: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
         demo_model: demo
             .map(|model| format!("{} layers, width {}", model.config().layers, model.config().hidden))
@@ -82,9 +92,12 @@ fn examine(machine: Machine) -> Report {
     }
 }
 
-fn nvidia_report(nvidia: Nvidia) -> NvidiaReport {
+fn nvidia_report(nvidia: Nvidia, cuda: &CudaSupport) -> NvidiaReport {
     let gpus = nvidia.gpus.into_iter().map(|gpu| match gpu {
-        Ok((identity, sample)) => Ok(GpuReport { identity, sample }),
+        Ok((identity, sample)) => {
+            let auto_precision = auto_precision(&identity, cuda);
+            Ok(GpuReport { identity, sample, auto_precision })
+        }
         Err(error) => Err(error.to_string()),
     });
     NvidiaReport { driver: nvidia.driver, gpus: gpus.collect() }
@@ -125,7 +138,9 @@ fn describe(report: &Report) -> String {
         "cpu",
         format!("ready: fp32 with {} (found: {})", report.cpu_instructions, report.cpu_features.join(", ")),
     );
-    line("cuda", format!("not used: {}", report.cuda));
+    for (name, text) in cuda_in_words(report.cuda.as_deref()) {
+        line(name, text);
+    }
     match (&report.nvidia, &report.nvidia_driver) {
         (Ok(nvidia), _) => {
             line("nvidia", driver_in_words(nvidia));
@@ -135,6 +150,13 @@ fn describe(report: &Report) -> String {
                     Ok(gpu) => {
                         line(&name, identity_in_words(&gpu.identity));
                         line("", sample_in_words(&gpu.sample));
+                        let auto = match &gpu.auto_precision {
+                            Ok(precision) => format!(
+                                "ready: computes in {precision} unless model.precision says otherwise"
+                            ),
+                            Err(reason) => format!("not usable: {reason}"),
+                        };
+                        line("", auto);
                     }
                     Err(error) => line(&name, error.clone()),
                 }
@@ -187,6 +209,43 @@ fn driver_in_words(nvidia: &NvidiaReport) -> String {
         words += &format!("; too old for CUDA {}: install driver {CUDA_MIN_DRIVER} or later", CUDA_MIN.0);
     }
     words
+}
+
+/// What a job on this GPU alone would compute in.
+fn auto_precision(identity: &GpuIdentity, cuda: &CudaSupport) -> Result<&'static str, String> {
+    if !cuda.problems().is_empty() {
+        return Err("libraries are missing, see cuda above".to_owned());
+    }
+    if let Some(objection) = cuda.objection(identity) {
+        return Err(objection);
+    }
+    let fp16 = identity.capability.is_none_or(|capability| capability.supports(Precision::Fp16));
+    Ok(if fp16 { "fp16" } else { "fp32" })
+}
+
+/// A line per library.
+fn cuda_in_words(libraries: Option<&[CudaLibraryReport]>) -> Vec<(&'static str, String)> {
+    let Some(libraries) = libraries else {
+        return CudaSupport::NotBuilt
+            .problems()
+            .into_iter()
+            .map(|text| ("cuda", format!("not usable: {text}")))
+            .collect();
+    };
+    let found = |library: &CudaLibraryReport| match (&library.problem, library.version) {
+        (None, version) => format!(
+            "found: {} {}, {}",
+            library.name,
+            told(version, |(major, minor)| format!("{major}.{minor}")),
+            library.path.as_deref().unwrap_or(ABSENT)
+        ),
+        (Some(problem), _) => format!("missing: {problem}"),
+    };
+    libraries
+        .iter()
+        .enumerate()
+        .map(|(n, library)| (if n == 0 { "cuda" } else { "" }, found(library)))
+        .collect()
 }
 
 fn identity_in_words(gpu: &GpuIdentity) -> String {

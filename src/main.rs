@@ -8,6 +8,7 @@ mod cli;
 mod completions;
 mod control;
 mod dashboard;
+mod devices;
 mod doctor;
 mod export;
 mod export_command;

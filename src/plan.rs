@@ -55,7 +55,7 @@ pub(crate) fn plan(arguments: &PlanArguments) -> Result<Exit, Failure> {
         crate::stdout::print(&text)?;
         return Ok(Exit::Done);
     }
-    let compute = preparation::compute(&job)?;
+    let compute = preparation::compute(&job, false)?;
     let scratch = scratch_folder()?;
     let plan = make(&job, compute, &scratch.0)?;
     if arguments.json {

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use actors::DevicePlan;
 use actors::fasta::{FileStamp, InputError, Source, Survey, survey};
+use actors::manifest::{Manifest, ResultFolder};
 use actors::packing::PackingPlan;
 use actors::protocol::{EngineChoice, WeightsChoice};
 use actors::segment::SegmentLimits;
-use config::{Device, DeviceChoice, InputSource, Job, Layer, ModelSource};
+use config::{InputSource, Job, Layer, ModelSource};
 use kernels::{EngineOptions, Model, ModelConfig, ModelPath, Pooling, Precision, SimProgram};
 
+use crate::devices::{self, Chosen, ChosenGpu, Machine};
 use crate::failure::{Exit, Failure};
 
 /// Environment variable with the programme of simulated devices; see `kernels::SimProgram`.
@@ -18,6 +20,9 @@ pub(crate) const SIM_PROGRAM_VARIABLE: &str = "VIRNUCPRO_SIM";
 
 /// Tokens per batch of simulated devices when the job leaves it open.
 const SIM_TOKEN_BUDGET: u32 = 16_384;
+
+/// Tokens per batch of a GPU whose driver does not tell its memory.
+const GPU_TOKEN_BUDGET: u32 = 16_384;
 
 /// What computes, resolved: which weights on which devices.
 pub(crate) struct Compute {
@@ -28,6 +33,8 @@ pub(crate) struct Compute {
     pub(crate) layer: usize,
     pub(crate) packing: PackingPlan,
     pub(crate) limits: SegmentLimits,
+    /// What the operator should know about devices that are not used.
+    pub(crate) notes: Vec<String>,
 }
 
 /// The model, without its weights.
@@ -58,16 +65,11 @@ impl ModelFacts {
 }
 
 /// Resolves model and devices of a job; opens the weights' headers, not the weights.
-pub(crate) fn compute(job: &Job) -> Result<Compute, Failure> {
-    let devices = match &job.devices.choice {
-        DeviceChoice::Auto => vec![Device::Cpu],
-        DeviceChoice::Listed(devices) => devices.clone(),
-    };
-    if let Some(gpu) = devices.iter().find(|device| matches!(device, Device::Cuda(_))) {
-        let text = format!("device `{gpu}` cannot be used: the CUDA engine is not part of this version");
-        return Err(Failure::new(Exit::Usage, text).hint("set devices.use = \"cpu\""));
-    }
-    let simulated = devices.iter().filter(|device| matches!(device, Device::Sim(_))).count();
+///
+/// `fresh`: an earlier result of this job does not matter.
+pub(crate) fn compute(job: &Job, fresh: bool) -> Result<Compute, Failure> {
+    let devices::Selection { devices, mut notes } = devices::select(&job.devices.choice, Machine::look)?;
+    let simulated = devices.iter().filter(|device| matches!(device, Chosen::Sim(_))).count();
     if simulated != 0 && simulated != devices.len() {
         let text = "simulated and real devices cannot work on one job: their results differ";
         return Err(Failure::new(Exit::Usage, text).hint("set devices.use to one kind"));
@@ -92,17 +94,8 @@ pub(crate) fn compute(job: &Job) -> Result<Compute, Failure> {
         let model = ModelFacts { source: "sim".to_owned(), layers: 0, hidden: parsed.hidden(), opened: None };
         (model, None, program)
     };
-    let precision = match job.model.precision {
-        config::Precision::Auto | config::Precision::Fp32 => Precision::Fp32,
-        wanted @ (config::Precision::Bf16 | config::Precision::Fp16) if simulated == 0 => {
-            let name = if wanted == config::Precision::Bf16 { "bf16" } else { "fp16" };
-            let text =
-                format!("precision `{name}` cannot be used: the CPU engine of this version computes in fp32");
-            return Err(Failure::new(Exit::Usage, text).hint("set model.precision = \"auto\" or \"fp32\""));
-        }
-        config::Precision::Bf16 => Precision::Bf16,
-        config::Precision::Fp16 => Precision::Fp16,
-    };
+    let earlier = if fresh { None } else { earlier_precision(job) };
+    let precision = devices::precision(job.model.precision, &devices, earlier)?;
     let layer = match job.model.layer {
         Layer::Last => model.layers,
         Layer::Index(layer) if layer <= model.layers || simulated != 0 => layer,
@@ -112,27 +105,102 @@ pub(crate) fn compute(job: &Job) -> Result<Compute, Failure> {
         }
     };
     let options = EngineOptions { layer, pooling, precision, threads };
-    let token_budget = job.packing.token_budget.map(NonZeroU32::get);
-    let token_budget = token_budget.unwrap_or_else(|| match model.config() {
-        Some(config) => kernels::cpu::token_budget_auto(config, threads),
-        None => SIM_TOKEN_BUDGET,
-    });
+    let room = |device: &Chosen| match (device, model.config()) {
+        (Chosen::Gpu(gpu), Some(config)) => gpu_tokens(gpu, config, layer, pooling, precision),
+        (Chosen::Cpu, Some(config)) => Ok(kernels::cpu::token_budget_auto(config, threads)),
+        (Chosen::Cpu | Chosen::Sim(_) | Chosen::Gpu(_), _) => Ok(SIM_TOKEN_BUDGET),
+    };
+    let is_auto = job.devices.choice == config::DeviceChoice::Auto;
+    let devices = with_room(devices, room, is_auto, &mut notes)?;
+    let rooms: Vec<u32> = devices.iter().map(|&(_, tokens)| tokens).collect();
+    let typed = job.packing.token_budget.map(NonZeroU32::get);
+    let token_budget = typed.unwrap_or_else(|| common_budget(&rooms));
     let devices = devices
         .into_iter()
-        .map(|device| DevicePlan {
-            name: device.to_string(),
-            engine: match device {
-                Device::Sim(device) => EngineChoice::Sim { device, program: program.clone() },
-                Device::Cpu | Device::Cuda(_) => {
-                    EngineChoice::Cpu { weights: weights.clone().expect("real devices have weights") }
-                }
-            },
-            options: options.clone(),
+        .map(|(device, room)| {
+            let weights = || weights.clone().expect("real devices have weights");
+            let (gpu, environment) = match &device {
+                Chosen::Gpu(gpu) => (Some(gpu.which()), gpu.environment()),
+                Chosen::Cpu | Chosen::Sim(_) => (None, Vec::new()),
+            };
+            DevicePlan {
+                name: device.to_string(),
+                options: options.clone(),
+                gpu,
+                environment,
+                // What was typed is meant for every device; a GPU's worker still says what it has room for.
+                tokens_max: typed.is_none().then_some(room).filter(|&room| room < token_budget),
+                engine: match device {
+                    Chosen::Sim(device) => EngineChoice::Sim { device, program: program.clone() },
+                    Chosen::Cpu => EngineChoice::Cpu { weights: weights() },
+                    Chosen::Gpu(gpu) => {
+                        EngineChoice::Cuda { weights: weights(), uuid: gpu.installed.identity.uuid }
+                    }
+                },
+            }
         })
         .collect();
     let limits = SegmentLimits::new(job.output.segment_sequences, model.hidden, pooling);
     let packing = PackingPlan { token_budget, window_sequences: job.packing.buffer_sequences };
-    Ok(Compute { model, devices, pooling, precision, layer, packing, limits })
+    Ok(Compute { model, devices, pooling, precision, layer, packing, limits, notes })
+}
+
+/// The precision in which the result that the job goes on with was begun. What cannot be read is for those to
+/// report who need it.
+fn earlier_precision(job: &Job) -> Option<Precision> {
+    let manifest = Manifest::read(&ResultFolder(job.output.directory.clone())).ok()??;
+    let name = manifest.identity.get("model.precision")?;
+    let all = [Precision::Fp32, Precision::Fp16, Precision::Bf16];
+    all.into_iter().find(|&precision| crate::identity::precision(precision) == name)
+}
+
+/// Tokens of a batch that a GPU has room for beside the model, as far as its driver tells.
+fn gpu_tokens(
+    gpu: &ChosenGpu,
+    config: &ModelConfig,
+    layer: usize,
+    pooling: Pooling,
+    precision: Precision,
+) -> Result<u32, String> {
+    /// What CUDA itself takes once it is used: a context with its libraries.
+    const CONTEXT_BYTES: u64 = 600 << 20;
+    // A driver that does not tell is an old one or of a small board: the worker finds out.
+    let Some((free, total)) = gpu.installed.memory else { return Ok(GPU_TOKEN_BUDGET) };
+    let memory = (free.saturating_sub(CONTEXT_BYTES), total);
+    kernels::cuda::token_budget(config, layer, pooling, precision, memory, gpu.installed.multiprocessors)
+}
+
+/// Each device with the tokens that it has room for. `auto` leaves out a GPU that the model does not fit.
+fn with_room(
+    devices: Vec<Chosen>,
+    room: impl Fn(&Chosen) -> Result<u32, String>,
+    is_auto: bool,
+    notes: &mut Vec<String>,
+) -> Result<Vec<(Chosen, u32)>, Failure> {
+    let mut fitting = Vec::new();
+    let mut first = None;
+    for device in devices {
+        match room(&device) {
+            Ok(tokens) => fitting.push((device, tokens)),
+            Err(reason) => {
+                let text = format!("{device} is not used: {reason}");
+                first.get_or_insert_with(|| Failure::new(Exit::Usage, format!("{device}: {reason}")));
+                notes.push(text);
+            }
+        }
+    }
+    match first {
+        Some(failure) if !is_auto || fitting.is_empty() => Err(failure),
+        Some(_) | None => Ok(fitting),
+    }
+}
+
+/// The tokens of a batch that suit devices with room for so many each: the least of those that are not small
+/// beside the greatest. A batch that is cut for a smaller device leaves another one badly filled; a device that has
+/// not half of what others have is worth that.
+fn common_budget(rooms: &[u32]) -> u32 {
+    let greatest = rooms.iter().copied().max().unwrap_or(SIM_TOKEN_BUDGET);
+    rooms.iter().copied().filter(|&room| room >= greatest.div_ceil(2)).min().unwrap_or(greatest)
 }
 
 /// CPU threads of the `cpu` device: as set, else all that this process may use.
@@ -255,4 +323,32 @@ pub(crate) fn survey_input(
     });
     progress.finish_and_clear();
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_suit_all_devices_but_those_far_too_small() {
+        assert_eq!(common_budget(&[33_792]), 33_792);
+        assert_eq!(common_budget(&[33_792, 27_648, 32_768]), 27_648);
+        assert_eq!(common_budget(&[33_792, 2_048]), 33_792);
+        assert_eq!(common_budget(&[4_096, 4_096]), 4_096);
+    }
+
+    #[test]
+    fn auto_leaves_out_a_device_that_the_model_does_not_fit() {
+        let room = |device: &Chosen| match device {
+            Chosen::Sim(0) => Err("the model does not fit".to_owned()),
+            _ => Ok(100),
+        };
+        let devices = || vec![Chosen::Sim(0), Chosen::Sim(1)];
+        let mut notes = Vec::new();
+        assert_eq!(with_room(devices(), room, true, &mut notes).unwrap(), [(Chosen::Sim(1), 100)]);
+        assert_eq!(notes, ["sim:0 is not used: the model does not fit"]);
+        let refused = with_room(devices(), room, false, &mut notes).unwrap_err();
+        assert_eq!(refused.line(), "sim:0: the model does not fit");
+        assert!(with_room(vec![Chosen::Sim(0)], room, true, &mut notes).is_err());
+    }
 }

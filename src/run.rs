@@ -51,12 +51,15 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let target = Target::default();
     signals::listen(target.clone()).map_err(|error| Failure::because(Exit::Failed, &error))?;
     logging::check(&job.telemetry)?;
-    let compute = preparation::compute(job)?;
+    let compute = preparation::compute(job, arguments.fresh)?;
     let locked = LockedFolder::open(&job.output.directory)?;
     let bar = progress::shows_bar(&job.telemetry);
     logging::start(&job.telemetry, &locked.folder.log(), bar)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), job = %job.file.display(), "starting");
     locked.log_takeover();
+    for note in &compute.notes {
+        tracing::warn!("{note}");
+    }
     if job.model.source == config::ModelSource::Demo && compute.model.opened.is_some() {
         tracing::warn!("the demo model shows that everything works; it is not fit for biology");
     }

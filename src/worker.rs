@@ -4,6 +4,7 @@
 //! Three threads: this one reads the socket, one owns the engine, one writes the socket and the
 //! heartbeats. When the orchestrator's end closes, the process leaves at once, whatever the engine does.
 
+use std::collections::VecDeque;
 use std::io::BufReader;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -13,21 +14,19 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use actors::bounds;
+use actors::identity::BatchId;
 use actors::protocol::{
-    Assignment, EngineChoice, FromWorker, HEARTBEAT_INTERVAL_MS, ToWorker, VERSION, WeightsChoice,
-    read_frame, write_frame,
+    Assignment, EXIT_DEVICE_FAILED, EXIT_PANICKED, EngineChoice, FromWorker, HEARTBEAT_INTERVAL_MS, ToWorker,
+    VERSION, WeightsChoice, read_frame, write_frame,
 };
 use kernels::cpu::CpuEngine;
 use kernels::{Embeddings, Engine, EngineError, Model, Progress, SimEngine, SimProgram};
 
 use crate::failure::{Exit, Failure};
 
-/// Exit code after a panic of the engine, as of a panicking main thread.
-const PANICKED: i32 = 101;
-
 /// A batch on its way to the engine thread.
 struct Lent {
-    batch: actors::identity::BatchId,
+    batch: BatchId,
     sequences: kernels::Batch,
     exact: bool,
 }
@@ -62,8 +61,9 @@ pub(crate) fn worker() -> Result<Exit, Failure> {
         Err(error) => return Err(Failure::because(Exit::Failed, &error)),
     };
 
-    // From here to the engine: batches the orchestrator lent, at most SLOTS. Closing it ends the engine thread.
-    let (batches, lent) = flume::bounded(bounds::SLOTS);
+    // From here to the engine: batches the orchestrator lent, at most SLOTS_MAX. Closing it ends the engine
+    // thread.
+    let (batches, lent) = flume::bounded(bounds::SLOTS_MAX);
     // From the engine to the socket: at most one answer per slot, and the last word.
     let (answers, outgoing) = flume::bounded(bounds::ANSWERS);
     let progress = Progress::default();
@@ -118,39 +118,33 @@ fn run_engine(
     confirmed: &flume::Receiver<()>,
     progress: &Progress,
 ) {
-    // No batch begins before it is said that the one before is done: a crash in between would be held against
+    // No batch is begun before it is said that the last one is done: a crash in between would be held against
     // a batch that was. The embeddings themselves travel while the next batch computes.
     let say = |message, values| {
         let _ = answers.send(Answer::Message(message, values));
         let _ = confirmed.recv();
     };
-    let mut engine = match caught(|| load(&assignment)) {
+    let engine = match caught(|| load(&assignment)) {
         Ok(engine) => engine,
-        Err(error) => {
+        Err(Failed { error, status }) => {
             say(FromWorker::LoadFailed(error), Vec::new());
-            let _ = answers.send(Answer::Leave(Exit::Failed as i32));
+            let _ = answers.send(Answer::Leave(status.unwrap_or(Exit::Failed as i32)));
             return;
         }
     };
     say(FromWorker::Ready { version: VERSION, description: engine.description().clone() }, Vec::new());
-    while let Ok(Lent { batch, sequences, exact }) = lent.recv() {
-        progress.tick();
-        let began = Instant::now();
-        let run = || match exact {
-            true => engine.run_exact(&sequences, progress),
-            false => engine.run(&sequences, progress),
-        };
-        match caught(run) {
-            Ok(Embeddings { values, .. }) => {
-                let compute_us = began.elapsed().as_micros() as u64;
-                let memory = engine.memory_in_use();
+    let depth = engine.depth().max(1);
+    let mut pipeline = Pipeline { engine, depth, begun: VecDeque::new(), busy_since: Instant::now() };
+    while let Some(done) = pipeline.next(lent, progress) {
+        match done {
+            Done::Computed { batch, compute_us, values } => {
+                let memory = pipeline.engine.memory_in_use();
                 say(FromWorker::Completed { batch, compute_us, memory }, values);
             }
-            Err(error) => {
-                let unusable = matches!(error, EngineError::Device(_));
+            Done::Failed { batch, error, status } => {
                 say(FromWorker::Failed { batch, error }, Vec::new());
-                if unusable {
-                    let _ = answers.send(Answer::Leave(PANICKED));
+                if let Some(status) = status {
+                    let _ = answers.send(Answer::Leave(status));
                     return;
                 }
             }
@@ -158,39 +152,158 @@ fn run_engine(
     }
 }
 
+/// An engine and the batches that it has begun.
+struct Pipeline {
+    engine: Box<dyn Engine>,
+    depth: usize,
+    /// Oldest first.
+    begun: VecDeque<BatchId>,
+    /// Since when the oldest of them has the device to itself.
+    busy_since: Instant,
+}
+
+/// What became of a batch.
+enum Done {
+    Computed {
+        batch: BatchId,
+        compute_us: u64,
+        values: Vec<f32>,
+    },
+    /// `status`: the engine is unusable, leave with this.
+    Failed {
+        batch: BatchId,
+        error: EngineError,
+        status: Option<i32>,
+    },
+}
+
+impl Pipeline {
+    /// Begins as many batches as the engine holds and waits for the oldest; waits for a batch only while it has none.
+    /// `None`: there are none, and none will come.
+    fn next(&mut self, lent: &flume::Receiver<Lent>, progress: &Progress) -> Option<Done> {
+        while self.begun.len() < self.depth {
+            let next = if self.begun.is_empty() { lent.recv().ok() } else { lent.try_recv().ok() };
+            let Some(lent) = next else { break };
+            progress.tick();
+            if self.depth == 1 {
+                return Some(self.run(&lent, progress));
+            }
+            let Lent { batch, sequences, exact } = lent;
+            let began = Instant::now();
+            if let Err(failed) = caught(|| self.engine.begin(&sequences, exact, progress)) {
+                return Some(self.failed(batch, failed));
+            }
+            if self.begun.is_empty() {
+                self.busy_since = began;
+            }
+            self.begun.push_back(batch);
+        }
+        (!self.begun.is_empty()).then(|| self.finish(progress))
+    }
+
+    /// Runs a batch in an engine that runs one at a time.
+    fn run(&mut self, lent: &Lent, progress: &Progress) -> Done {
+        let &Lent { batch, ref sequences, exact } = lent;
+        let began = Instant::now();
+        let ran = caught(|| match exact {
+            true => self.engine.run_exact(sequences, progress),
+            false => self.engine.run(sequences, progress),
+        });
+        match ran {
+            Ok(Embeddings { values, .. }) => {
+                Done::Computed { batch, compute_us: began.elapsed().as_micros() as u64, values }
+            }
+            Err(failed) => self.failed(batch, failed),
+        }
+    }
+
+    /// Waits for the oldest batch.
+    fn finish(&mut self, progress: &Progress) -> Done {
+        let batch = *self.begun.front().expect("a batch has begun");
+        match caught(|| self.engine.finish(progress)) {
+            Ok(Embeddings { values, .. }) => {
+                self.begun.pop_front();
+                // A batch's time begins with the end of the one before: what is counted twice would be no speed.
+                let now = Instant::now();
+                let compute_us = (now - self.busy_since).as_micros() as u64;
+                self.busy_since = now;
+                Done::Computed { batch, compute_us, values }
+            }
+            Err(failed) => {
+                let done = self.failed(batch, failed);
+                self.begun.pop_front();
+                self.busy_since = Instant::now();
+                done
+            }
+        }
+    }
+
+    /// A device that fails says so at any later call: the batch at fault is the one that was running, the oldest.
+    fn failed(&self, batch: BatchId, failed: Failed) -> Done {
+        let Failed { error, status } = failed;
+        let batch = match &error {
+            EngineError::Device(_) => self.begun.front().copied().unwrap_or(batch),
+            EngineError::OutOfMemory { .. }
+            | EngineError::NonFinite { .. }
+            | EngineError::Batch(_)
+            | EngineError::Model(_) => batch,
+        };
+        Done::Failed { batch, error, status }
+    }
+}
+
+/// An error of the engine; `status`: it is unusable, the process must leave with this.
+struct Failed {
+    error: EngineError,
+    status: Option<i32>,
+}
+
 /// Runs `work`; a panic makes the engine unusable.
-fn caught<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        Err(EngineError::Device(format!("the engine panicked: {}", actors::panic_message(&*panic))))
-    })
+fn caught<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, Failed> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            let status = matches!(error, EngineError::Device(_)).then_some(EXIT_DEVICE_FAILED);
+            Err(Failed { error, status })
+        }
+        Err(panic) => {
+            let error =
+                EngineError::Device(format!("the engine panicked: {}", actors::panic_message(&*panic)));
+            Err(Failed { error, status: Some(EXIT_PANICKED) })
+        }
+    }
 }
 
 fn load(assignment: &Assignment) -> Result<Box<dyn Engine>, EngineError> {
     let options = assignment.options.clone();
     match &assignment.engine {
-        EngineChoice::Cpu { weights } => {
-            let failed = |error: kernels::ModelError| EngineError::Model(actors::error_chain(&error));
-            let model = match weights {
-                WeightsChoice::Demo => {
-                    Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS).map_err(failed)?
-                }
-                WeightsChoice::Path { path, config, stamps } => {
-                    let model = Model::open(path).map_err(failed)?;
-                    let now = crate::preparation::weight_stamps(&model);
-                    if model.config() != config || now.as_ref().ok() != Some(stamps) {
-                        let text = format!("`{}` has changed since the run began", model.name());
-                        return Err(EngineError::Model(text));
-                    }
-                    model
-                }
-            };
-            Ok(Box::new(CpuEngine::load(&model, options)?))
+        EngineChoice::Cpu { weights } => Ok(Box::new(CpuEngine::load(&open(weights)?, options)?)),
+        EngineChoice::Cuda { weights, uuid } => {
+            kernels::cuda::load(uuid.as_deref(), &open(weights)?, options)
         }
         EngineChoice::Sim { device, program } => {
             let program =
                 SimProgram::parse(program).map_err(|error| EngineError::Model(error.to_string()))?;
             let generation = assignment.worker.generation.0;
             Ok(Box::new(SimEngine::load(program, *device, generation, options)?))
+        }
+    }
+}
+
+fn open(weights: &WeightsChoice) -> Result<Model, EngineError> {
+    let failed = |error: kernels::ModelError| EngineError::Model(actors::error_chain(&error));
+    match weights {
+        WeightsChoice::Demo => {
+            Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS).map_err(failed)
+        }
+        WeightsChoice::Path { path, config, stamps } => {
+            let model = Model::open(path).map_err(failed)?;
+            let now = crate::preparation::weight_stamps(&model);
+            if model.config() != config || now.as_ref().ok() != Some(stamps) {
+                let text = format!("`{}` has changed since the run began", model.name());
+                return Err(EngineError::Model(text));
+            }
+            Ok(model)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How much may wait where: the bound of every queue of the program, in one place.
 //!
 //! Actors' mailboxes have no bound of their own; what is in them is bounded by credit instead: a device asks
-//! for a batch when it has a free slot ([`SLOTS`]), the packer asks for a segment when fewer than
+//! for a batch when it has a free slot (at most [`SLOTS_MAX`]), the packer asks for a segment when fewer than
 //! [`SEGMENTS_OPEN_MAX`] are open, and everything else is an answer to one of these, a signal, or a timer.
 //! A test walks the sources and finds each channel here.
 
@@ -9,16 +9,17 @@
 /// wait at the boundary. More would only cost memory.
 pub const SEGMENTS_OPEN_MAX: usize = 3;
 
-/// Batches that a worker may hold: one running, one waiting, so that the engine never idles while the previous
-/// result travels.
-pub const SLOTS: usize = 2;
+/// Most batches that a worker may hold; its engine says how many it wants. Two are enough where one runs at a
+/// time: one running, one waiting, so that the engine never idles while the previous result travels. A GPU has a
+/// third on its way to it.
+pub const SLOTS_MAX: usize = 3;
 
 /// Frames on their way to a worker: `Load`, one `Run` for each slot, `Shutdown`. Never full.
-pub const FRAMES: usize = SLOTS + 2;
+pub const FRAMES: usize = SLOTS_MAX + 2;
 
 /// Answers on their way from a worker's engine to its socket: one for each slot, one about loading, and the
 /// last word. Never full.
-pub const ANSWERS: usize = SLOTS + 2;
+pub const ANSWERS: usize = SLOTS_MAX + 2;
 
 /// Confirmations that an answer was written: the engine waits for each before its next batch.
 pub const CONFIRMATIONS: usize = 1;

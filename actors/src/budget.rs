@@ -57,6 +57,18 @@ impl TokenBudget {
         self
     }
 
+    /// The whole budget is this one from now on; what was learnt below it stays.
+    pub fn limit(&mut self, full: u32) {
+        let full = full.max(1);
+        let was_whole = !self.is_reduced();
+        let is_unlimited = self.ceiling > self.full;
+        self.full = full;
+        self.current = if was_whole { full } else { self.current.clamp(self.floor().min(full), full) };
+        self.ceiling =
+            if is_unlimited { full.saturating_add(1) } else { self.ceiling.min(full.saturating_add(1)) };
+        self.good = self.good.min(full);
+    }
+
     /// Most tokens of a batch of several sequences; a sequence alone may have more.
     pub fn tokens(&self) -> u32 {
         self.current
@@ -194,6 +206,24 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_replaces_the_whole_budget_and_keeps_what_was_learnt() {
+        let mut fresh = TokenBudget::new(FULL);
+        fresh.limit(9_000);
+        assert_eq!((fresh.tokens(), fresh.is_reduced()), (9_000, false));
+        fresh.limit(FULL);
+        assert_eq!(fresh.tokens(), FULL);
+        let mut short = TokenBudget::new(FULL);
+        work(&mut short, 2_000, 100);
+        let before = short.tokens();
+        short.limit(9_000);
+        assert_eq!(short.tokens(), before);
+        assert!(work(&mut short, 9_000, 1000) < 10);
+        assert_eq!(short.tokens(), 9_000);
+        short.limit(100);
+        assert_eq!(short.tokens(), 100);
+    }
+
+    #[test]
     fn a_remembered_budget_is_kept_within_the_full_one() {
         assert_eq!(TokenBudget::new(1000).remembered(400).tokens(), 400);
         assert_eq!(TokenBudget::new(1000).remembered(4000).tokens(), 1000);
@@ -204,12 +234,13 @@ mod tests {
         #[test]
         fn whatever_happens_the_budget_stays_usable(
             full in 1u32..40_000,
-            events in prop::collection::vec((0u8..3, 0u32..50_000), 0..300),
+            events in prop::collection::vec((0u8..4, 0u32..50_000), 0..300),
         ) {
             let mut budget = TokenBudget::new(full);
             for (event, tokens) in events {
                 let before = budget.tokens();
                 match event {
+                    3 => budget.limit(tokens.clamp(1, full)),
                     0 => {
                         budget.out_of_memory(tokens);
                         prop_assert!(budget.tokens() <= before);

@@ -17,7 +17,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::mpsc;
 
-use crate::bounds::{self, SLOTS};
+use crate::bounds::{self, SLOTS_MAX};
 use crate::identity::{BatchId, Worker};
 use crate::ledger::Completion;
 use crate::packer::PackerMessage;
@@ -86,6 +86,8 @@ pub(crate) enum InferenceMessage {
 pub(crate) struct InferenceArguments {
     pub(crate) assignment: Assignment,
     pub(crate) command: WorkerCommand,
+    /// Variables for the process, besides ours.
+    pub(crate) environment: Vec<(String, String)>,
     pub(crate) limits: WorkerLimits,
     pub(crate) packer: ActorRef<PackerMessage>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
@@ -116,7 +118,7 @@ pub(crate) struct InferenceState {
     heard_at: Instant,
     /// The process until its task takes it over at the end.
     child: Option<Child>,
-    /// Frames to the socket task; at most one `Load`, [`SLOTS`] `Run`s and one `Shutdown`, so never full.
+    /// Frames to the socket task; at most one `Load`, [`SLOTS_MAX`] `Run`s and one `Shutdown`, so never full.
     /// Closing it closes our end of the socket, upon which a worker that can leaves at once.
     frames: Option<mpsc::Sender<Vec<u8>>>,
     /// Batches held by the worker, in the order in which it runs them.
@@ -142,12 +144,14 @@ impl Actor for Inference {
         myself: ActorRef<Self::Msg>,
         arguments: InferenceArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let InferenceArguments { assignment, command, limits, packer, supervisor, telemetry } = arguments;
+        let InferenceArguments { assignment, command, environment, limits, packer, supervisor, telemetry } =
+            arguments;
         let (own_end, worker_end) = std::os::unix::net::UnixStream::pair()?;
         own_end.set_nonblocking(true)?;
         let mut child = Command::new(&command.program)
             .arg0("virnucpro-orch")
             .args(&command.arguments)
+            .envs(environment)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(worker_end)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -303,8 +307,13 @@ impl InferenceState {
         self.ready = true;
         self.silent = Duration::ZERO;
         let worker = self.worker;
+        let slots = usize::try_from(description.slots).unwrap_or(SLOTS_MAX).clamp(1, SLOTS_MAX);
+        if let Some(tokens) = description.token_budget {
+            // Before the first batch is asked for, so that it fits.
+            self.packer.cast(PackerMessage::DeviceLimited { device: worker.device, tokens })?;
+        }
         self.supervisor.cast(SupervisorMessage::WorkerReady { worker, description })?;
-        for _ in 0..SLOTS {
+        for _ in 0..slots {
             self.want_batch(myself)?;
         }
         Ok(())
@@ -389,7 +398,10 @@ impl InferenceState {
 
     fn final_departure(&mut self, status: Option<ExitStatus>) -> Departure {
         let ended = match status {
-            Some(status) => format!("worker ended: {status}"),
+            Some(status) => match status.code().and_then(protocol::exit_meaning) {
+                Some(meaning) => format!("worker ended: {meaning} ({status})"),
+                None => format!("worker ended: {status}"),
+            },
             None => "worker ended".to_owned(),
         };
         self.departure.take().unwrap_or(Departure::Failed(ended))

@@ -192,6 +192,15 @@ impl Ledger {
         }
     }
 
+    /// Says that a device never has room for more than so many tokens; returns its budget if that changes it.
+    pub fn limit_device(&mut self, device: DeviceIndex, tokens: u32) -> Option<u32> {
+        let full = self.token_budget.min(tokens);
+        let budget = &mut self.device(device).budget;
+        let before = budget.tokens();
+        budget.limit(full);
+        Some(budget.tokens()).filter(|&tokens| tokens != before)
+    }
+
     /// Says that a device was given up.
     pub fn retire_device(&mut self, device: DeviceIndex) {
         self.expected.remove(&device);
@@ -708,6 +717,19 @@ mod tests {
         let verdicts = ledger.lose(worker(0, 0), "unplugged");
         assert_eq!(verdicts[0], Verdict::Requeued { batch: done.batch, attempts: 0 });
         assert!(matches!(verdicts[1], Verdict::Quarantined { sequence: 1, .. }), "{verdicts:?}");
+    }
+
+    #[test]
+    fn a_device_with_less_memory_is_lent_smaller_batches() {
+        let mut ledger = Ledger::new(3, BUDGET);
+        ledger.open_segment(SEGMENT, vec![300; 6], vec![vec![0, 1, 2], vec![3, 4, 5]]);
+        assert_eq!(ledger.limit_device(DeviceIndex(0), 700), Some(700));
+        assert_eq!(ledger.limit_device(DeviceIndex(0), 700), None);
+        assert_eq!(ledger.lease(worker(0, 0)).unwrap().sequences, [0, 1]);
+        assert_eq!(ledger.lease(worker(1, 0)).unwrap().sequences, [3, 4, 5]);
+        // More than the job's budget is never lent, and a limit is no shortage to be remembered.
+        assert_eq!(ledger.limit_device(DeviceIndex(0), 5000), Some(BUDGET));
+        assert_eq!(ledger.reduced_budgets().count(), 0);
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub(crate) enum PackerMessage {
     Failed { worker: Worker, batch: BatchId, error: EngineError },
     /// From the supervisor: this worker is no more.
     WorkerLost { worker: Worker, reason: String },
+    /// From a device that became ready: its memory has room for so many tokens.
+    DeviceLimited { device: DeviceIndex, tokens: u32 },
     /// From the supervisor: this device was given up.
     DeviceRetired(DeviceIndex),
     /// From the supervisor: this device gets nothing more; its worker leaves once it holds nothing.
@@ -82,6 +84,8 @@ pub(crate) struct Standing {
 #[derive(Clone, Debug)]
 pub(crate) struct PackerDevice {
     pub(crate) name: String,
+    /// Most tokens that it is lent at once, where that is less than the job's budget.
+    pub(crate) tokens_max: Option<u32>,
     /// Its token budget at the end of an earlier session, if that was reduced.
     pub(crate) token_budget: Option<u32>,
 }
@@ -108,7 +112,7 @@ pub(crate) struct PackerState {
     writer: Option<ActorRef<WriterMessage>>,
     ledger: Ledger,
     open: BTreeMap<SegmentId, OpenSegment>,
-    /// Free slots of devices, in order of asking; at most [`crate::bounds::SLOTS`] per live worker.
+    /// Free slots of devices, in order of asking; at most [`crate::bounds::SLOTS_MAX`] per live worker.
     waiting: VecDeque<(Worker, ActorRef<InferenceMessage>)>,
     /// Devices that get nothing more; what they hold they may finish.
     let_go: BTreeSet<DeviceIndex>,
@@ -151,6 +155,9 @@ impl Actor for Packer {
         let mut ledger = Ledger::new(arguments.attempts_max, arguments.plan.token_budget);
         for (index, device) in arguments.devices.iter().enumerate() {
             let index = DeviceIndex(index);
+            if let Some(tokens) = device.tokens_max {
+                ledger.limit_device(index, tokens);
+            }
             ledger.expect_device(index, device.token_budget);
             let tokens = ledger.budget_of(index);
             arguments.telemetry.tell(TelemetryMessage::Budget { device: index, tokens });
@@ -237,6 +244,18 @@ impl Actor for Packer {
                 state.telemetry.tell(TelemetryMessage::AllReturned { device: worker.device });
                 let verdicts = state.ledger.lose(worker, &reason);
                 state.carry_out(worker, verdicts)?;
+            }
+            PackerMessage::DeviceLimited { device, tokens } => {
+                if let Some(tokens) = state.ledger.limit_device(device, tokens) {
+                    tracing::info!(
+                        device = state.device_names[device.0],
+                        tokens,
+                        "token budget of the device"
+                    );
+                    let tokens = state.ledger.budget_of(device);
+                    state.telemetry.tell(TelemetryMessage::Budget { device, tokens });
+                }
+                return Ok(());
             }
             PackerMessage::DeviceRetired(device) => state.ledger.retire_device(device),
             PackerMessage::LetGo { device, inference } => {

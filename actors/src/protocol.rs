@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use crate::identity::{BatchId, Worker};
 
 /// Version of the messages below. Raise it with any change to them.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// How often a worker reports its progress, milliseconds; far below any sensible `hang_ms`.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 200;
@@ -34,6 +34,21 @@ const HEADER_BYTES_MAX: u32 = 256 << 20;
 /// Memory taken for a frame before its bytes are there: usual frames are smaller, and one that announces
 /// gigabytes gets them only as they arrive.
 const PIECE_BYTES: usize = 16 << 20;
+
+/// Exit status of a worker whose device or engine is unusable in this process: a fresh one may cure it.
+pub const EXIT_DEVICE_FAILED: i32 = 70;
+
+/// Exit status of a worker whose engine panicked, as of a panicking main thread.
+pub const EXIT_PANICKED: i32 = 101;
+
+/// What a worker's exit status means, where it left without a word.
+pub fn exit_meaning(status: i32) -> Option<&'static str> {
+    match status {
+        EXIT_DEVICE_FAILED => Some("its device failed and can only be used again by a new process"),
+        EXIT_PANICKED => Some("its engine panicked"),
+        _ => None,
+    }
+}
 
 /// What the orchestrator tells a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +90,13 @@ pub enum EngineChoice {
     Cpu {
         /// Its weights.
         weights: WeightsChoice,
+    },
+    /// An NVIDIA GPU, the only one that the worker sees.
+    Cuda {
+        /// Its weights.
+        weights: WeightsChoice,
+        /// Its UUID, where the driver tells it: CUDA must show the same one.
+        uuid: Option<String>,
     },
     /// A simulated device.
     Sim {

@@ -85,6 +85,12 @@ pub struct DevicePlan {
     pub engine: EngineChoice,
     /// Layer, pooling, precision, threads.
     pub options: EngineOptions,
+    /// The NVIDIA GPU behind it, by a name that its driver knows whatever the environment says.
+    pub gpu: Option<String>,
+    /// Variables that its worker gets besides ours: which GPU it may see.
+    pub environment: Vec<(String, String)>,
+    /// Most tokens that it is lent at once, where that is known beforehand to be less than the job's budget.
+    pub tokens_max: Option<u32>,
 }
 
 /// What the supervisor is told.
@@ -234,6 +240,7 @@ impl Actor for Supervisor {
                 .iter()
                 .map(|device| PackerDevice {
                     name: device.name.clone(),
+                    tokens_max: device.tokens_max,
                     token_budget: plan.manifest.device_token_budgets.get(&device.name).copied(),
                 })
                 .collect(),
@@ -283,7 +290,7 @@ impl Actor for Supervisor {
         let mut devices = Vec::new();
         for (index, device_plan) in plan.devices.into_iter().enumerate() {
             let device = DeviceIndex(index);
-            let gpu = GpuWatch::of_device(&device_plan.name);
+            let gpu = GpuWatch::of_device(&device_plan.name, device_plan.gpu.as_deref());
             let monitor_arguments = MonitorArguments { device, gpu, telemetry: telemetry.clone() };
             let (monitor, _) = Actor::spawn_linked(None, Monitor, monitor_arguments, link()).await?;
             roles.insert(monitor.get_id(), Role::Monitor(device));
@@ -465,6 +472,7 @@ impl SupervisorState {
                 options: slot.plan.options.clone(),
             },
             command: self.command.clone(),
+            environment: slot.plan.environment.clone(),
             limits: self.limits,
             packer: self.packer.clone(),
             supervisor: myself.clone(),
@@ -704,7 +712,8 @@ impl SupervisorState {
     }
 
     async fn restart_monitor(&mut self, myself: &ActorRef<SupervisorMessage>, device: DeviceIndex) {
-        let gpu = GpuWatch::of_device(&self.devices[device.0].plan.name);
+        let plan = &self.devices[device.0].plan;
+        let gpu = GpuWatch::of_device(&plan.name, plan.gpu.as_deref());
         let arguments = MonitorArguments { device, gpu, telemetry: self.telemetry.clone() };
         if let Ok((monitor, _)) = Actor::spawn_linked(None, Monitor, arguments, myself.get_cell()).await {
             self.roles.insert(monitor.get_id(), Role::Monitor(device));

@@ -4,6 +4,7 @@
 //! fact that cannot be had is `None`, never a guess.
 
 use crate::cpu;
+use crate::cuda::CudaSupport;
 use crate::nvml::{Driver, GpuIdentity, GpuSample, Library, Nvml, NvmlError};
 
 /// Facts about this machine.
@@ -36,21 +37,6 @@ pub struct Nvidia {
     pub gpus: Vec<Result<(GpuIdentity, GpuSample), NvmlError>>,
 }
 
-/// Whether NVIDIA devices can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CudaSupport {
-    /// This build has no CUDA engine: no device is looked for.
-    NotBuilt,
-}
-
-impl std::fmt::Display for CudaSupport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::NotBuilt => f.write_str("the CUDA engine is not part of this build"),
-        }
-    }
-}
-
 /// Looks at this machine.
 pub fn probe() -> Machine {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -62,7 +48,7 @@ pub fn probe() -> Machine {
         threads: std::thread::available_parallelism().ok().map(usize::from),
         memory_bytes: meminfo_bytes(&meminfo, "MemTotal"),
         memory_available_bytes: meminfo_bytes(&meminfo, "MemAvailable"),
-        cuda: CudaSupport::NotBuilt,
+        cuda: CudaSupport::probe(),
         nvidia: probe_nvidia(&Library::from_environment()),
     }
 }
@@ -111,6 +97,5 @@ mod tests {
         let machine = probe();
         assert!(machine.threads.is_some_and(|threads| threads >= 1));
         assert!(!machine.cpu_instructions.is_empty());
-        assert!(machine.cuda.to_string().contains("not part of this build"));
     }
 }

@@ -92,7 +92,7 @@ fn a_variable_that_names_no_key_is_refused_whatever_its_table() {
 #[test]
 fn what_this_build_cannot_do_is_refused_before_anything_is_written() {
     for (key, value, message) in [
-        ("devices.use", r#"["cuda:0"]"#, "`cuda:0` cannot be used"),
+        ("devices.use", r#"["cuda:0"]"#, "cuda:0: the NVIDIA management library"),
         ("devices.use", r#"["cpu", "sim:2"]"#, "simulated and real devices"),
         ("model.source", "facebook/esm2_t0_none_UR50D", "esm2_t0_none_UR50D"),
     ] {

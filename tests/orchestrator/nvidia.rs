@@ -42,7 +42,8 @@ fn doctor_shows_each_gpu_and_what_it_does_not_tell() {
             "MIG N/A\n",
             "memory N/A of N/A GiB in use (N/A taken), busy N/A, memory busy N/A, temperature N/A, N/A of N/A W",
             "slowed by N/A, PCIe in N/A, out N/A, ECC N/A",
-            "cuda       not used: the CUDA engine is not part of this build",
+            "cuda       ",
+            "libcublasLt",
         ],
     );
     let json: Value = serde_json::from_str(&doctor(&fake.path(), &["--json"])).unwrap();

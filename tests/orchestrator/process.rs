@@ -26,7 +26,8 @@ pub(crate) fn program<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<It
     command
 }
 
-/// Keeps the tester's own environment out: it can set any key of a job.
+/// Keeps the tester's own environment and GPUs out: the one can set any key of a job, with the others it would
+/// compute in another precision.
 pub(crate) fn without_settings(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         // Backtraces of panics on purpose take longer to print than a run takes.
@@ -34,6 +35,9 @@ pub(crate) fn without_settings(command: &mut Command) {
             command.env_remove(name);
         }
     }
+    command
+        .env(kernels::nvml::Library::VARIABLE, "/nowhere/libnvidia-ml.so")
+        .env_remove("CUDA_VISIBLE_DEVICES");
 }
 
 /// Runs a command to its end.

@@ -34,11 +34,11 @@ pub(crate) struct GpuWatch {
 }
 
 impl GpuWatch {
-    /// The GPU behind a device of this name; `None` for a device that is no NVIDIA GPU.
-    pub(crate) fn of_device(name: &str) -> Option<Self> {
+    /// The GPU behind a device, by a name that the driver knows; `None` for a device that is no NVIDIA GPU.
+    pub(crate) fn of_device(name: &str, which: Option<&str>) -> Option<Self> {
         Some(Self {
             device_name: name.to_owned(),
-            which: name.strip_prefix("cuda:")?.to_owned(),
+            which: which?.to_owned(),
             library: Library::from_environment(),
             sample_interval: SAMPLE_INTERVAL,
             retry_interval: RETRY_INTERVAL,

@@ -44,7 +44,7 @@ impl Watched {
         let (publisher, snapshots) = watch::channel(Arc::new(first.clone()));
         let arguments = TelemetryArguments { first, snapshots: publisher };
         let (telemetry, _) = Actor::spawn(None, Telemetry, arguments).await.unwrap();
-        let gpu = GpuWatch::of_device(device_name).map(|watch| GpuWatch {
+        let gpu = GpuWatch::of_device(device_name, device_name.strip_prefix("cuda:")).map(|watch| GpuWatch {
             library,
             sample_interval: Duration::from_millis(5),
             retry_interval: Duration::from_millis(10),
@@ -163,9 +163,11 @@ async fn a_driver_that_hangs_does_not_keep_its_monitor() {
 #[test]
 fn only_nvidia_devices_have_a_gpu_to_watch() {
     for name in ["cpu", "sim:0"] {
-        assert_eq!(GpuWatch::of_device(name), None);
+        assert_eq!(GpuWatch::of_device(name, None), None);
     }
-    assert_eq!(GpuWatch::of_device("cuda:3B:00.0").unwrap().which, "3B:00.0");
+    // By a name that means the same in every environment.
+    let watch = GpuWatch::of_device("cuda:0", Some("GPU-8f6d5a1e")).unwrap();
+    assert_eq!((watch.device_name.as_str(), watch.which.as_str()), ("cuda:0", "GPU-8f6d5a1e"));
 }
 
 #[test]

@@ -3,13 +3,18 @@
 //! Compiled on every machine and free of any CUDA library: the sources are text, a launch is numbers,
 //! a twin is a loop. What loads libraries, compiles and launches is in [`host`].
 
+mod entry;
 #[cfg(feature = "cuda")]
 pub mod host;
 mod launch;
 mod sources;
+mod support;
 pub mod twin;
 
 #[cfg(feature = "cuda")]
 pub use host::{CudaEngine, Gpu, bench};
+pub use entry::{load, token_budget};
+
 pub use launch::{Launch, ROTARY_HEAD_WIDTHS, TILE_ROWS, attention_scale, rotary_angles, rows_before, tiles};
 pub use sources::{COMPILE_OPTIONS, Kernel, Number, Source};
+pub use support::{CudaLibraryReport, CudaSupport};

@@ -78,6 +78,11 @@ impl<'nvml> Gpu<'nvml> {
         Ok(Self { device, asked: asked.to_owned(), identity, events: None, xid: XidTally::default() })
     }
 
+    /// The driver's handle.
+    pub(super) fn device(&self) -> &Device<'nvml> {
+        &self.device
+    }
+
     /// Who it is; read once.
     pub fn identity(&self) -> &GpuIdentity {
         &self.identity
@@ -122,7 +127,7 @@ pub(super) struct Questions<'gpu, 'nvml> {
 }
 
 impl<'gpu, 'nvml> Questions<'gpu, 'nvml> {
-    fn new(device: &'gpu Device<'nvml>) -> Self {
+    pub(super) fn new(device: &'gpu Device<'nvml>) -> Self {
         Self { device, lost: None }
     }
 

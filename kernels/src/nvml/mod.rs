@@ -6,11 +6,13 @@
 
 mod error;
 mod gpu;
+mod inventory;
 mod library;
 mod sample;
 
 pub use error::NvmlError;
 pub use gpu::{Capability, Gpu, GpuIdentity};
+pub use inventory::{InstalledGpu, inventory};
 pub use library::Library;
 pub use sample::{GpuProcess, GpuSample, XidTally, xid_meaning};
 

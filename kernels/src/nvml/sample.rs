@@ -152,14 +152,14 @@ impl GpuSample {
 
 /// Bytes.
 #[derive(Clone, Copy)]
-struct Memory {
-    total: u64,
-    free: u64,
+pub(super) struct Memory {
+    pub(super) total: u64,
+    pub(super) free: u64,
     used: u64,
 }
 
 impl Memory {
-    fn read(questions: &mut Questions<'_, '_>) -> Option<Self> {
+    pub(super) fn read(questions: &mut Questions<'_, '_>) -> Option<Self> {
         let memory = questions.ask(Device::memory_info).map(|memory| Self {
             total: memory.total,
             free: memory.free,
