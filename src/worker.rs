@@ -279,7 +279,11 @@ fn load(assignment: &Assignment) -> Result<Box<dyn Engine>, EngineError> {
     match &assignment.engine {
         EngineChoice::Cpu { weights } => Ok(Box::new(CpuEngine::load(&open(weights)?, options)?)),
         EngineChoice::Cuda { weights, uuid } => {
-            kernels::cuda::load(uuid.as_deref(), &open(weights)?, options)
+            let (engine, warnings) = kernels::cuda::load(uuid.as_deref(), &open(weights)?, options)?;
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            Ok(engine)
         }
         EngineChoice::Sim { device, program } => {
             let program =

@@ -12,6 +12,7 @@ mod changed;
 mod commands;
 mod configuration;
 mod crash;
+mod cuda;
 mod demo;
 mod devices;
 mod disk;

@@ -11,9 +11,9 @@ mod sources;
 mod support;
 pub mod twin;
 
+pub use entry::{Loaded, load, token_budget};
 #[cfg(feature = "cuda")]
 pub use host::{CudaEngine, Gpu, bench};
-pub use entry::{load, token_budget};
 
 pub use launch::{Launch, ROTARY_HEAD_WIDTHS, TILE_ROWS, attention_scale, rotary_angles, rows_before, tiles};
 pub use sources::{COMPILE_OPTIONS, Kernel, Number, Source};

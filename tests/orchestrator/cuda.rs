@@ -1,0 +1,253 @@
+//! The product on NVIDIA GPUs, which are emulated: the real engine and host code on libraries of our own.
+
+#[path = "../../kernels/tests/emulation/mod.rs"]
+mod emulation;
+#[path = "../fake_nvml/fake.rs"]
+mod fake;
+#[path = "../../kernels/tests/emulation/nvml.rs"]
+mod nvml;
+
+use std::process::Command;
+
+use emulation::EmulatedCuda;
+use fake::FakeNvml;
+use kernels::nvml::Library;
+
+use crate::job::JobFolder;
+use crate::outcome::Outcome;
+use crate::process::{Finished, Running, program, run};
+use crate::proteins::fasta;
+
+/// Bytes of each emulated GPU: few tokens, so that an engine starts quickly.
+const MEMORY: &str = "224M";
+
+/// A machine with GPUs.
+struct GpuMachine {
+    cuda: &'static EmulatedCuda,
+    nvml: FakeNvml,
+    gpus: usize,
+    /// Kernels are compiled once for all tests of a machine, and not into the tester's own cache.
+    cache: tempfile::TempDir,
+}
+
+impl GpuMachine {
+    /// `None` where no emulation can be built; a line on standard error says so.
+    fn with(gpus: usize) -> Option<Self> {
+        let cuda = EmulatedCuda::built()?;
+        // More than CUDA says: a real one takes some for itself before it tells.
+        let nvml = FakeNvml::new(&nvml::nvml_script(gpus, 1 << 30));
+        Some(Self { cuda, nvml, gpus, cache: tempfile::tempdir().unwrap() })
+    }
+
+    /// Makes a command's process find the GPUs, with what befalls them.
+    fn lend(&self, command: &mut Command, befalls: &str) {
+        self.cuda.lend(command, &format!("devices={};memory={MEMORY};{befalls}", self.gpus));
+        command.env(Library::VARIABLE, self.nvml.path()).env("VIRNUCPRO_CACHE", self.cache.path());
+    }
+
+    fn start(&self, job: &JobFolder, name: &str, befalls: &str) -> Running {
+        let mut command = job.command_into(name);
+        self.lend(&mut command, befalls);
+        Running::start(&mut command)
+    }
+
+    fn run(&self, job: &JobFolder, name: &str, befalls: &str) -> Finished {
+        self.start(job, name, befalls).finish()
+    }
+
+    #[track_caller]
+    fn done(&self, job: &JobFolder, name: &str, befalls: &str) -> Outcome {
+        self.run(job, name, befalls).expect(0);
+        job.outcome(name)
+    }
+}
+
+fn job(devices: &str) -> JobFolder {
+    JobFolder::new(fasta(21, 60, 5..150)).set("devices.use", devices).set("packing.token_budget", 600)
+}
+
+/// Largest difference of a value, and the least cosine of a row.
+fn compare(one: &Outcome, other: &Outcome) -> (f32, f32) {
+    let (one, other) = (one.rows(), other.rows());
+    assert_eq!(one.len(), other.len());
+    let (mut difference, mut cosine) = (0.0f32, 1.0f32);
+    for (a, b) in one.iter().zip(&other) {
+        assert_eq!((a.index, &a.id), (b.index, &b.id));
+        let dot =
+            |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+        let (x, y) = (&a.embedding, &b.embedding);
+        difference = x.iter().zip(y).map(|(x, y)| (x - y).abs()).fold(difference, f32::max);
+        cosine = cosine.min((dot(x, y) / (dot(x, x) * dot(y, y)).sqrt()) as f32);
+    }
+    (difference, cosine)
+}
+
+#[test]
+fn a_gpu_computes_what_the_cpu_does() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    let on_cpu = job(r#"["cpu"]"#).done_into("results");
+    let fp32 = machine.done(&job(r#"["cuda:0"]"#).set("model.precision", "fp32"), "results", "");
+    let (difference, _) = compare(&on_cpu, &fp32);
+    assert!(difference < 1e-4, "fp32 differs by {difference}");
+    let auto = machine.done(&job(r#"["cuda:0"]"#), "results", "");
+    assert_eq!(auto.run["identity"]["model.precision"], "fp16");
+    assert_eq!(auto.run["devices"][0], "cuda:0");
+    let (difference, cosine) = compare(&on_cpu, &auto);
+    assert!(cosine > 0.9999 && difference > 0.0, "fp16: cosine {cosine}, difference {difference}");
+}
+
+#[test]
+fn auto_takes_every_gpu_and_any_number_gives_the_same_bytes() {
+    let Some(machine) = GpuMachine::with(3) else { return };
+    let one = machine.done(&job(r#"["cuda:1"]"#), "results", "");
+    let all = machine.done(&job(r#""auto""#), "results", "seed=5;order=late");
+    assert_eq!(all.run["devices"].as_array().unwrap().len(), 3);
+    all.assert_same(&one, "auto on three GPUs");
+    let by_name = job(&format!(r#"["cuda:{}", "cuda:{}"]"#, nvml::uuid(2), nvml::pci(0)));
+    machine.done(&by_name, "results", "order=early").assert_same(&one, "by UUID and PCI id");
+}
+
+#[test]
+fn a_worker_sees_its_own_gpu_alone() {
+    let Some(machine) = GpuMachine::with(3) else { return };
+    let job = job(r#"["cuda:1"]"#);
+    let trace = job.at("trace");
+    let mut command = job.command_into("results");
+    machine.lend(&mut command, &format!("trace={}", trace.display()));
+    // Number 1 of those that are left visible is GPU 0 of the machine.
+    command.env("CUDA_VISIBLE_DEVICES", "2,0");
+    run(&mut command).expect(0);
+    let text = std::fs::read_to_string(trace).unwrap();
+    let devices: std::collections::BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .filter(|gpu| gpu.parse::<u32>().is_ok())
+        .collect();
+    assert_eq!(devices.into_iter().collect::<Vec<_>>(), ["0"], "{}", &text[..text.len().min(500)]);
+}
+
+#[test]
+fn a_gpu_that_fails_in_mid_run_is_used_again_by_a_new_process() {
+    let Some(machine) = GpuMachine::with(2) else { return };
+    let devices = r#"["cuda:0", "cuda:1"]"#;
+    let undisturbed = machine.done(&job(devices), "results", "");
+    for (fault, word) in [
+        ("fail=launch@150:illegal_address:device=1", "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("fail=launch@150:ecc_uncorrectable:device=0", "CUDA_ERROR_ECC_UNCORRECTABLE"),
+        ("exit=launch@150:3:device=0", "worker ended: exit status: 3"),
+        ("abort=matmul@60:device=1", "worker ended: signal: 6"),
+    ] {
+        let job = job(devices);
+        let once = job.at("once");
+        let befalls = format!("{fault};once={}", once.display());
+        let finished = machine.run(&job, "results", &befalls).expect(0);
+        assert!(once.exists(), "{fault} did not happen");
+        finished.says([word, "device failed, restarting"]);
+        let outcome = job.outcome("results");
+        outcome.assert_same(&undisturbed, fault);
+        assert_eq!(outcome.restarts(), 1, "{fault}");
+        assert!(outcome.failed_records().is_empty(), "{fault}: {:?}", outcome.failed_records());
+    }
+}
+
+#[test]
+fn a_killed_worker_costs_nothing_but_time() {
+    let Some(machine) = GpuMachine::with(2) else { return };
+    let devices = r#"["cuda:0", "cuda:1"]"#;
+    let undisturbed = machine.done(&job(devices), "results", "");
+    let job = job(devices);
+    let sign = job.at("sign");
+    let mut running = machine.start(&job, "results", &format!("slow=launch@150+:2;once={}", sign.display()));
+    // In the middle of its work, which goes slowly from here on.
+    running.wait_until("a worker computes", |_| sign.exists());
+    let workers = running.workers();
+    assert_eq!(workers.len(), 2);
+    workers.iter().for_each(|worker| worker.kill());
+    running.finish().expect(0).says(["signal: 9"]);
+    let outcome = job.outcome("results");
+    outcome.assert_same(&undisturbed, "kill -9 of both workers");
+    assert_eq!(outcome.restarts(), 2);
+}
+
+#[test]
+fn memory_that_runs_short_makes_batches_smaller() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    let undisturbed = machine.done(&job(r#"["cuda:0"]"#), "results", "");
+    let job = job(r#"["cuda:0"]"#);
+    let finished = machine.run(&job, "results", "fail=matmul@100:alloc_failed").expect(0);
+    finished.says(["out of memory", "batch split"]);
+    let outcome = job.outcome("results");
+    let (difference, cosine) = compare(&outcome, &undisturbed);
+    assert!(cosine > 0.99999, "cosine {cosine}, difference {difference}");
+    assert!(outcome.failed_records().is_empty());
+}
+
+#[test]
+fn what_is_missing_is_named_before_anything_begins() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    for (devices, job) in [("auto", job(r#""auto""#)), ("cuda:0", job(r#"["cuda:0"]"#))] {
+        let mut command = job.command_into("results");
+        // The driver's management library alone, as in a container without the toolkit.
+        command.env(Library::VARIABLE, machine.nvml.path());
+        command.env("HOME", folder.path()).env_remove("LD_LIBRARY_PATH").env_remove("VIRTUAL_ENV");
+        let finished = run(&mut command);
+        // Where CUDA is installed, its driver sees other GPUs, or none.
+        if finished.code() != 2 {
+            eprintln!("skipped: `{devices}` without libraries (CUDA is installed here)");
+            continue;
+        }
+        finished.says([
+            "what it needs is missing",
+            "pip install nvidia-cublas",
+            "pip install nvidia-cuda-nvrtc",
+            "cpu",
+        ]);
+        assert!(!job.at("results").join("embeddings").exists());
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_answered_with_those_that_are() {
+    let Some(machine) = GpuMachine::with(2) else { return };
+    let finished = machine.run(&job(r#"["cuda:5"]"#), "results", "").expect(2);
+    finished.says(["cuda:5: this machine has 2 GPUs visible: 0 = Emulated GPU (GPU-e0000000-"]);
+    let twice = job(&format!(r#"["cuda:0", "cuda:{}"]"#, nvml::uuid(0)));
+    machine.run(&twice, "results", "").expect(2).says(["are the same GPU"]);
+    let mut hidden = job(r#""auto""#).command_into("results");
+    machine.lend(&mut hidden, "");
+    hidden.env("CUDA_VISIBLE_DEVICES", "");
+    run(&mut hidden).expect(0).says(["hides every GPU"]);
+}
+
+#[test]
+fn an_auto_job_goes_on_in_the_precision_it_began_with() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    let job = job(r#""auto""#);
+    let begun = machine.done(&job, "results", "");
+    assert_eq!(begun.run["identity"]["model.precision"], "fp16");
+    // The machine of the next session has no GPU.
+    job.run_into("results").expect(2).says(["begun in fp16, which `cpu` cannot compute in", "--fresh"]);
+    let cpu = job.set("output.directory", "\"other\"");
+    cpu.done_into("other");
+    let again = machine.done(&cpu, "other", "");
+    assert_eq!(again.run["identity"]["model.precision"], "fp32");
+}
+
+#[test]
+fn doctor_says_what_was_found_and_what_a_job_would_compute_in() {
+    let Some(machine) = GpuMachine::with(2) else { return };
+    let mut command = program(["doctor"]);
+    machine.lend(&mut command, "");
+    let told = run(&mut command).expect(0).stdout;
+    for words in
+        ["found: libcuda 13.0, /", "found: libcublasLt 13.", "found: libnvrtc 13.", "computes in fp16"]
+    {
+        assert!(told.contains(words), "`{words}` is not in:\n{told}");
+    }
+    let mut command = program(["doctor", "--json"]);
+    machine.lend(&mut command, "");
+    let json: serde_json::Value = serde_json::from_str(&run(&mut command).expect(0).stdout).unwrap();
+    assert_eq!(json["cuda"][0]["name"], "libcuda");
+    assert_eq!(json["nvidia"]["Ok"]["gpus"][1]["Ok"]["auto_precision"]["Ok"], "fp16");
+}
