@@ -144,7 +144,7 @@ fn segment_sequences_default() -> i64 {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DevicesTable {
-    /// "auto" (the best found on this machine), or a list of "cpu", "cuda:0" (index, UUID or PCI id) and
+    /// "auto" (every NVIDIA GPU, else the CPU), or a list of "cpu", "cuda:0" (index, UUID or PCI id) and
     /// "sim:8" (eight simulated devices).
     pub r#use: OneOrMore,
     /// Threads of the cpu device; "auto": all that the process may use.
