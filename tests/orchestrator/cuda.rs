@@ -93,8 +93,13 @@ fn warm_up(machine: &GpuMachine) {
     });
 }
 
+/// Batches of one tile of rows: a product of more rows may be computed by another algorithm, whose sums end in other
+/// digits, and where a batch is cut depends on the devices that are left.
 fn job(devices: &str) -> JobFolder {
-    JobFolder::new(fasta(21, 40, 5..100)).set("devices.use", devices).set("packing.token_budget", 600)
+    JobFolder::new(fasta(21, 60, 5..120))
+        .set("output.segment_sequences", 16)
+        .set("devices.use", devices)
+        .set("packing.token_budget", 128)
 }
 
 /// Largest difference of a value, and the least cosine of a row.
@@ -162,9 +167,9 @@ fn a_gpu_that_fails_in_mid_run_is_used_again_by_a_new_process() {
     let Some(machine) = GpuMachine::with(2) else { return };
     let devices = r#"["cuda:0", "cuda:1"]"#;
     for (fault, word) in [
-        ("fail=launch@150:illegal_address:device=1", "CUDA_ERROR_ILLEGAL_ADDRESS"),
-        ("fail=launch@150:ecc_uncorrectable:device=0", "CUDA_ERROR_ECC_UNCORRECTABLE"),
-        ("abort=matmul@60:device=1", "worker ended: signal: 6"),
+        ("fail=launch@50:illegal_address:device=1", "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("fail=launch@50:ecc_uncorrectable:device=0", "CUDA_ERROR_ECC_UNCORRECTABLE"),
+        ("abort=matmul@40:device=1", "worker ended: signal: 6"),
     ] {
         let job = job(devices);
         let once = job.at("once");
@@ -185,7 +190,7 @@ fn a_killed_worker_costs_nothing_but_time() {
     let devices = r#"["cuda:0", "cuda:1"]"#;
     let job = job(devices);
     let sign = job.at("sign");
-    let mut running = machine.start(&job, "results", &format!("slow=launch@150+:2;once={}", sign.display()));
+    let mut running = machine.start(&job, "results", &format!("slow=launch@50+:2;once={}", sign.display()));
     // In the middle of its work, which goes slowly from here on.
     running.wait_until("a worker computes", |_| sign.exists());
     let workers = running.workers();
@@ -202,7 +207,7 @@ fn memory_that_runs_short_makes_batches_smaller() {
     let Some(machine) = GpuMachine::with(1) else { return };
     let undisturbed = machine.undisturbed();
     let job = job(r#"["cuda:0"]"#);
-    let finished = machine.run(&job, "results", "fail=matmul@100:alloc_failed").expect(0);
+    let finished = machine.run(&job, "results", "fail=matmul@40:alloc_failed").expect(0);
     finished.says(["out of memory", "batch split"]);
     let outcome = job.outcome("results");
     let (difference, cosine) = compare(&outcome, undisturbed);
@@ -242,7 +247,8 @@ fn a_gpu_that_is_not_there_is_answered_with_those_that_are() {
     finished.says(["cuda:5: this machine has 2 GPUs visible: 0 = Emulated GPU (GPU-e0000000-"]);
     let twice = job(&format!(r#"["cuda:0", "cuda:{}"]"#, nvml::uuid(0)));
     machine.run(&twice, "results", "").expect(2).says(["are the same GPU"]);
-    let mut hidden = job(r#""auto""#).command_into("results");
+    let auto = job(r#""auto""#);
+    let mut hidden = auto.command_into("results");
     machine.lend(&mut hidden, "");
     hidden.env("CUDA_VISIBLE_DEVICES", "");
     run(&mut hidden).expect(0).says(["hides every GPU"]);
