@@ -7,7 +7,7 @@ mod fake;
 
 use fake::{FakeNvml, TWO_GPUS};
 use kernels::Precision;
-use kernels::nvml::{Capability, GpuProcess, GpuSample, Library, Nvml, NvmlError, XidTally};
+use kernels::nvml::{Capability, GpuProcess, GpuSample, Library, Nvml, NvmlError, XidTally, inventory};
 
 fn open(fake: &FakeNvml) -> Nvml {
     Nvml::open(&Library::At(fake.path())).unwrap()
@@ -231,4 +231,20 @@ fn precisions_follow_the_generation() {
     assert_eq!(supported(7, 5), [true, true, false]);
     assert_eq!(supported(8, 0), [true; 3]);
     assert_eq!(supported(9, 0), [true; 3]);
+}
+
+#[test]
+fn the_inventory_has_every_gpu_in_its_place() {
+    let fake = FakeNvml::new(TWO_GPUS);
+    let gpus = inventory(&Library::At(fake.path())).unwrap();
+    let first = gpus[0].as_ref().unwrap();
+    assert_eq!((first.index, first.memory), (0, Some((6_000_000_000, 80_000_000_000))));
+    assert_eq!(first.identity.capability, Some(Capability { major: 9, minor: 0 }));
+    assert!(first.instances.is_empty());
+    // What the driver does not tell is unknown, not zero.
+    let second = gpus[1].as_ref().unwrap();
+    assert_eq!((second.index, second.memory, second.multiprocessors), (1, None, None));
+    fake.answers(&format!("{TWO_GPUS}\n0 !15"));
+    let gpus = inventory(&Library::At(fake.path())).unwrap();
+    assert!(gpus[0].as_ref().unwrap_err().is_loss() && gpus[1].is_ok());
 }

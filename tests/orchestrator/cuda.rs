@@ -169,6 +169,7 @@ fn a_gpu_that_fails_in_mid_run_is_used_again_by_a_new_process() {
     for (fault, word) in [
         ("fail=launch@50:illegal_address:device=1", "CUDA_ERROR_ILLEGAL_ADDRESS"),
         ("fail=launch@50:ecc_uncorrectable:device=0", "CUDA_ERROR_ECC_UNCORRECTABLE"),
+        ("exit=launch@50:70:device=0", "its device failed and can only be used again by a new process"),
         ("abort=matmul@40:device=1", "worker ended: signal: 6"),
     ] {
         let job = job(devices);
