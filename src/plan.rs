@@ -5,7 +5,7 @@ use actors::fasta::{RecordStream, Survey};
 use actors::packing::{Fill, pack};
 use actors::segment::{PreparedSegment, SegmentCutter};
 use config::Job;
-use kernels::Pooling;
+use kernels::{Pooling, Precision};
 use serde::Serialize;
 
 use crate::cli::PlanArguments;
@@ -19,6 +19,7 @@ struct Plan {
     survey: Survey,
     model: PlannedModel,
     devices: Vec<String>,
+    precision: &'static str,
     token_budget: u32,
     /// Records whose sequence is computed: equal ones within a segment count once.
     sequences_computed: u64,
@@ -56,6 +57,9 @@ pub(crate) fn plan(arguments: &PlanArguments) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     }
     let compute = preparation::compute(&job, false)?;
+    for note in &compute.notes {
+        crate::stderr::say(format_args!("warning: {note}"));
+    }
     let scratch = scratch_folder()?;
     let plan = make(&job, compute, &scratch.0)?;
     if arguments.json {
@@ -89,7 +93,7 @@ fn scratch_folder() -> Result<Scratch, Failure> {
 fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, Failure> {
     let sources = preparation::sources(job, &scratch.join("stdin.fasta"), false)?;
     let survey = preparation::survey_input(job, &sources, scratch, shows_bar(&job.telemetry))?;
-    let Compute { model, devices, pooling, packing, limits, .. } = compute;
+    let Compute { model, devices, pooling, packing, limits, precision, .. } = compute;
 
     let mut fill = Fill::default();
     let (mut segments, mut sequences_computed, mut rows, mut rows_open) = (0, 0, 0, 0);
@@ -124,11 +128,16 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
         config::Float::F16 => 2,
     };
     let config = model.config();
+    let number_bytes = match precision {
+        Precision::Fp32 => 4,
+        Precision::Fp16 | Precision::Bf16 => 2,
+    };
     Ok(Plan {
         memory: Memory {
-            worker_weights: config.map_or(0, |config| 4 * config.parameters()),
-            worker_activations: config
-                .map_or(0, |config| kernels::cpu::bytes_per_token(config) * batch_tokens_max),
+            worker_weights: config.map_or(0, |config| number_bytes * config.parameters()),
+            worker_activations: config.map_or(0, |config| {
+                kernels::cpu::bytes_per_token(config) * batch_tokens_max / 4 * number_bytes
+            }),
             orchestrator_results: rows_open
                 * model.hidden as u64
                 * 4
@@ -142,6 +151,7 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
             hidden: model.hidden,
         },
         devices: devices.into_iter().map(|device| device.name).collect(),
+        precision: crate::identity::precision(precision),
         token_budget: packing.token_budget,
         sequences_computed,
         segments: segments as u64,
@@ -189,7 +199,7 @@ fn describe(plan: &Plan) -> String {
     let model = &plan.model;
     let parameters = model.parameters.map_or(String::new(), |p| format!(", {} parameters", grouped(p)));
     line("model", format!("{}: {} layers, width {}{parameters}", model.source, model.layers, model.hidden));
-    line("devices", plan.devices.join(", "));
+    line("devices", format!("{} in {}", plan.devices.join(", "), plan.precision));
     line(
         "batches",
         format!(
