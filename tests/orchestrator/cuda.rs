@@ -138,9 +138,12 @@ fn auto_takes_every_gpu_and_any_number_gives_the_same_bytes() {
     let one = machine.undisturbed();
     let all = machine.done(&job(r#""auto""#), "results", "seed=5;order=late");
     assert_eq!(all.run["devices"], serde_json::json!(["cuda:0", "cuda:1"]));
+    assert_eq!(all.restarts(), 0, "each worker has the GPU that it was given");
     all.assert_same(one, "auto on two GPUs");
     let by_name = job(&format!(r#"["cuda:{}", "cuda:{}"]"#, nvml::uuid(1), nvml::pci(0)));
-    machine.done(&by_name, "results", "order=early").assert_same(one, "by UUID and PCI id");
+    let by_name = machine.done(&by_name, "results", "order=early");
+    assert_eq!(by_name.restarts(), 0);
+    by_name.assert_same(one, "by UUID and PCI id");
 }
 
 #[test]
@@ -239,6 +242,25 @@ fn what_is_missing_is_named_before_anything_begins() {
         ]);
         assert!(!job.at("results").join("embeddings").exists());
     }
+}
+
+#[test]
+fn libraries_in_the_folder_that_was_named_are_used_before_all_others() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    let job = job(r#"["cuda:0"]"#);
+    let mut command = job.command_into("results");
+    machine.lend(&mut command, "");
+    let lent =
+        command.get_envs().find(|(name, _)| *name == "LD_LIBRARY_PATH").and_then(|(_, path)| path).unwrap();
+    let folder = std::env::split_paths(lent).next().unwrap();
+    command.env_remove("LD_LIBRARY_PATH").env("VIRNUCPRO_CUDA", &folder);
+    run(&mut command).expect(0);
+    job.outcome("results").assert_same(machine.undisturbed(), "libraries by VIRNUCPRO_CUDA");
+    let mut doctor = program(["doctor"]);
+    machine.lend(&mut doctor, "");
+    doctor.env_remove("LD_LIBRARY_PATH").env("VIRNUCPRO_CUDA", &folder);
+    let told = run(&mut doctor).expect(0).stdout;
+    assert!(told.contains(&format!("found: libnvrtc 13.0, {}/libnvrtc.so.13", folder.display())), "{told}");
 }
 
 #[test]
