@@ -1,17 +1,13 @@
 //! The product on NVIDIA GPUs, which are emulated: the real engine and host code on libraries of our own.
 
-#[path = "../../kernels/tests/emulation/mod.rs"]
-mod emulation;
-#[path = "../../kernels/tests/emulation/nvml.rs"]
-mod nvml;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use emulation::EmulatedCuda;
 use kernels::nvml::Library;
 
+use crate::emulated_nvml as nvml;
+use crate::emulation::EmulatedCuda;
 use crate::job::JobFolder;
 use crate::nvidia::fake::FakeNvml;
 use crate::outcome::Outcome;

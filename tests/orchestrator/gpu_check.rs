@@ -1,17 +1,12 @@
 //! `gpu-check`, as far as it goes without a GPU: on the CPU, on an emulated CUDA, and where neither is.
 
-#[path = "../../kernels/tests/emulation/nvml.rs"]
-mod emulated_nvml;
-#[path = "../../kernels/tests/emulation/mod.rs"]
-mod emulation;
-
 use std::path::Path;
 use std::process::Command;
 
-use emulation::EmulatedCuda;
 use kernels::nvml::Library;
 use serde_json::{Value, json};
 
+use crate::emulation::EmulatedCuda;
 use crate::nvidia::fake::FakeNvml;
 use crate::process::{Finished, program, run};
 
@@ -139,7 +134,7 @@ fn on_an_emulated_gpu(steps: &str) -> Option<Value> {
     let mut command = gpu_check(folder.path(), arguments.as_flattened());
     cuda.lend(&mut command, SMALL_GPU);
     let answers = "0.busy 93 40\n0.memory 186000000 86000000 100000000\n0.clock_sm 1755\n0.throttle 0x4";
-    let nvml = FakeNvml::new(&format!("{}{answers}", emulated_nvml::nvml_script(1, 186_000_000)));
+    let nvml = FakeNvml::new(&format!("{}{answers}", crate::emulated_nvml::nvml_script(1, 186_000_000)));
     command.env(Library::VARIABLE, nvml.path());
     let told = run(&mut command);
     let report = report(folder.path());

@@ -16,6 +16,10 @@ mod cuda;
 mod demo;
 mod devices;
 mod disk;
+#[path = "../../kernels/tests/emulation/nvml.rs"]
+mod emulated_nvml;
+#[path = "../../kernels/tests/emulation/mod.rs"]
+mod emulation;
 mod export;
 mod faults;
 mod golden;
