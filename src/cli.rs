@@ -104,6 +104,33 @@ pub(crate) struct RunArguments {
     /// Compute again the segments with records that no device could compute (stage `compute` in failed.tsv)
     #[arg(long, conflicts_with = "fresh")]
     pub(crate) retry_failed: bool,
+    /// What to show meanwhile [default: telemetry.progress of the job]
+    #[arg(long, value_name = "DISPLAY")]
+    pub(crate) progress: Option<ProgressArgument>,
+}
+
+/// `telemetry.progress` on the command line.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(crate) enum ProgressArgument {
+    /// On a terminal the dashboard, or a bar where only standard error is one; else lines
+    Auto,
+    /// The dashboard: needs a terminal
+    Dashboard,
+    /// One key=value line per interval
+    Lines,
+    /// Nothing
+    None,
+}
+
+impl From<ProgressArgument> for config::ProgressDisplay {
+    fn from(typed: ProgressArgument) -> Self {
+        match typed {
+            ProgressArgument::Auto => Self::Auto,
+            ProgressArgument::Dashboard => Self::Dashboard,
+            ProgressArgument::Lines => Self::Lines,
+            ProgressArgument::None => Self::None,
+        }
+    }
 }
 
 #[derive(Args)]

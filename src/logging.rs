@@ -1,29 +1,36 @@
-//! Logs: to standard error as the job says, and to `run.log`.
+//! Logs: to standard error as the job says, and to `run.log`; while a dashboard has the screen, to it instead of
+//! standard error.
 //!
 //! Where standard error is the journal's, lines begin with their priority (`<4>` for a warning) in place of the time,
 //! which the journal has of its own.
 
+use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
+use actors::{EventLevel, bounds};
 use indicatif::MultiProgress;
-use tracing::{Event, Level, Subscriber};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields, MakeWriter};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::dashboard::screen;
 use crate::failure::{Exit, Failure};
+use crate::progress::Display;
 
 /// The modules that log, as a filter may name them; those above them may be named, too.
-const MODULES: [&str; 17] = [
+const MODULES: [&str; 19] = [
     "actors::inference",
     "actors::journal",
     "actors::monitor::gpu",
@@ -32,6 +39,8 @@ const MODULES: [&str; 17] = [
     "actors::supervisor",
     "actors::writer",
     "virnucpro_orch::control",
+    "virnucpro_orch::dashboard::live",
+    "virnucpro_orch::dashboard::screen",
     "virnucpro_orch::metrics",
     "virnucpro_orch::progress",
     "virnucpro_orch::recorder",
@@ -56,7 +65,9 @@ struct AboveBars;
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // Nobody may be reading any more (`2>&1 | head`): a log line is no reason to end a run.
-        if bars().is_hidden() {
+        if screen::is_taken() {
+            // The dashboard and `run.log` tell it.
+        } else if bars().is_hidden() {
             let _ = io::stderr().lock().write_all(bytes);
         } else {
             // Not `suspend`, which panics when the terminal is gone.
@@ -118,15 +129,17 @@ fn logs(module: &str) -> bool {
 
 /// Starts logging for a run.
 ///
-/// On a terminal with a progress bar only warnings go to standard error; `run.log` gets everything that
+/// On a terminal with a bar or a dashboard only warnings go to standard error; `run.log` gets everything that
 /// the job's filter lets through.
-pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, bar: bool) -> Result<(), Failure> {
+pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, display: Display) -> Result<(), Failure> {
     let file = File::options().create(true).append(true).open(log).map_err(|error| {
         Failure::new(Exit::Failed, format!("failed to open log `{}`: {error}", log.display()))
     })?;
     let to_file = fmt::layer().with_ansi(false).with_target(false).with_writer(Mutex::new(LogFile(file)));
-    let stderr_filter = if bar { "warn" } else { &telemetry.log };
-    let registry = tracing_subscriber::registry().with(to_file.with_filter(filter(&telemetry.log)?));
+    let stderr_filter = if display.has_bar() { "warn" } else { &telemetry.log };
+    let to_dashboard = (display == Display::Dashboard).then_some(ToDashboard);
+    let registry =
+        tracing_subscriber::registry().with(to_file.with_filter(filter(&telemetry.log)?)).with(to_dashboard);
     let to_stderr = fmt::layer().with_target(false).with_writer(AboveBars);
     match telemetry.log_format {
         config::LogFormat::Text => {
@@ -197,6 +210,78 @@ where
         };
         write!(writer, "<{priority}>")?;
         self.0.format_event(context, writer, event)
+    }
+}
+
+/// A line of the log, for a dashboard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LogLine {
+    pub(crate) level: EventLevel,
+    pub(crate) device: Option<String>,
+    pub(crate) text: String,
+}
+
+/// Lines that no dashboard has taken yet; of more than [`bounds::LOG_LINES`] the oldest go.
+static LINES: Mutex<VecDeque<LogLine>> = Mutex::new(VecDeque::new());
+
+/// Takes the lines since the last time.
+pub(crate) fn take_lines() -> Vec<LogLine> {
+    LINES.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
+}
+
+/// The layer that collects warnings and errors for a dashboard.
+struct ToDashboard;
+
+/// What these modules warn of reaches the dashboard as events of the snapshot.
+const TOLD_AS_EVENTS: [&str; 4] =
+    ["actors::packer", "actors::supervisor", "actors::writer", "actors::obstacle"];
+
+fn belongs_to_dashboard(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::WARN
+        && ["actors", "virnucpro_orch"].iter().any(|ours| metadata.target().starts_with(ours))
+        && !TOLD_AS_EVENTS.contains(&metadata.target())
+}
+
+impl<S: tracing::Subscriber> Layer<S> for ToDashboard {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if !belongs_to_dashboard(event.metadata()) {
+            return;
+        }
+        let mut words = Words::default();
+        event.record(&mut words);
+        let level =
+            if *event.metadata().level() == Level::ERROR { EventLevel::Error } else { EventLevel::Warning };
+        let Words { message, device, fields } = words;
+        let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() == bounds::LOG_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(LogLine { level, device, text: message + &fields });
+    }
+}
+
+/// The fields of a log line as text.
+#[derive(Default)]
+struct Words {
+    message: String,
+    device: Option<String>,
+    fields: String,
+}
+
+impl Visit for Words {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => value.clone_into(&mut self.message),
+            "device" => self.device = Some(value.to_owned()),
+            name => self.fields += &format!(" {name}={value}"),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.fields, " {name}={value:?}"),
+        };
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cli::PlanArguments;
 use crate::failure::{Exit, Failure};
 use crate::preparation::{self, Compute};
-use crate::progress::{grouped, shows_bar};
+use crate::progress::{Display, grouped};
 
 /// What a job would do.
 #[derive(Serialize)]
@@ -92,7 +92,12 @@ fn scratch_folder() -> Result<Scratch, Failure> {
 
 fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, Failure> {
     let sources = preparation::sources(job, &scratch.join("stdin.fasta"), false)?;
-    let survey = preparation::survey_input(job, &sources, scratch, shows_bar(&job.telemetry))?;
+    let survey = preparation::survey_input(
+        job,
+        &sources,
+        scratch,
+        Display::choose(&job.telemetry).is_ok_and(Display::has_bar),
+    )?;
     let Compute { model, devices, pooling, packing, limits, precision, .. } = compute;
 
     let mut fill = Fill::default();

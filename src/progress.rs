@@ -1,24 +1,66 @@
-//! Progress for people: a bar on a terminal, otherwise a key=value line now and then.
+//! Progress for people: the dashboard or a bar on a terminal, otherwise a key=value line now and then.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actors::{DeviceState, Snapshot};
+use actors::{DeviceState, Snapshot, Stage, Stopper};
 use config::{LogFormat, ProgressDisplay};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::watch;
+
+use crate::dashboard::{self, Ending, screen};
+use crate::failure::{Exit, Failure};
 
 /// Time between two lines off a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// Time between two redraws of the bar.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Whether a bar is shown.
-pub(crate) fn shows_bar(telemetry: &config::Telemetry) -> bool {
-    telemetry.progress == ProgressDisplay::Auto
-        && telemetry.log_format == LogFormat::Text
-        && std::io::stderr().is_terminal()
+/// What shows how a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Display {
+    Dashboard,
+    Bar,
+    Lines,
+    Nothing,
+}
+
+impl Display {
+    /// What a job wants, as far as this terminal can show it.
+    ///
+    /// # Errors
+    /// If the dashboard is asked for by name and there is no terminal for it.
+    pub(crate) fn choose(telemetry: &config::Telemetry) -> Result<Self, Failure> {
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Ok(match telemetry.progress {
+            ProgressDisplay::Lines => Self::Lines,
+            ProgressDisplay::None => Self::Nothing,
+            ProgressDisplay::Dashboard if !has_terminal() => {
+                let text = "the dashboard needs a terminal at standard input, output and error";
+                return Err(Failure::new(Exit::Usage, text).hint(
+                    "leave telemetry.progress at \"auto\", or watch the job with `virnucpro-orch top`",
+                ));
+            }
+            ProgressDisplay::Dashboard => Self::Dashboard,
+            ProgressDisplay::Auto if telemetry.log_format == LogFormat::Json => Self::Lines,
+            ProgressDisplay::Auto if !std::io::stderr().is_terminal() => Self::Lines,
+            // A job in the background would be stopped for taking the terminal.
+            ProgressDisplay::Auto if has_terminal() && !dumb && screen::is_in_foreground() => Self::Dashboard,
+            ProgressDisplay::Auto => Self::Bar,
+        })
+    }
+
+    /// Whether a bar shows how far the input is read: the dashboard opens after that, so that flaws of the input are
+    /// told on the ordinary screen.
+    pub(crate) fn has_bar(self) -> bool {
+        matches!(self, Self::Dashboard | Self::Bar)
+    }
+}
+
+/// Whether a full screen can be shown and keys read.
+pub(crate) fn has_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stdout().is_terminal() && std::io::stderr().is_terminal()
 }
 
 /// The bar of the survey; hidden unless `shown`.
@@ -34,11 +76,26 @@ fn bar(shown: bool, template: &str) -> ProgressBar {
 }
 
 /// Shows the run until its telemetry ends.
-pub(crate) async fn show(telemetry: config::Telemetry, snapshots: watch::Receiver<Arc<Snapshot>>) {
-    if shows_bar(&telemetry) {
-        show_bar(snapshots).await;
-    } else if telemetry.progress != ProgressDisplay::None {
-        show_lines(snapshots).await;
+pub(crate) async fn show(
+    display: Display,
+    folder: String,
+    stopper: Stopper,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+) {
+    match display {
+        Display::Dashboard => match dashboard::show(folder.clone(), stopper, snapshots.clone()).await {
+            Ending::WithTheRun => {}
+            Ending::Detached => {
+                let words = format!("the job goes on; `virnucpro-orch top {folder}` shows it again");
+                crate::stderr::say(words);
+                show_bar(snapshots).await;
+            }
+            Ending::TerminalGone => show_lines(snapshots).await,
+            Ending::Failed => show_bar(snapshots).await,
+        },
+        Display::Bar => show_bar(snapshots).await,
+        Display::Lines => show_lines(snapshots).await,
+        Display::Nothing => {}
     }
 }
 
@@ -95,9 +152,22 @@ async fn show_lines(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
             restarts = snapshot.restarts,
             failed = snapshot.failed,
             writing_paused = snapshot.disk_full,
+            paused = snapshot.paused,
+            read_wait_ms = wait(&snapshot, Stage::Read),
+            pack_wait_ms = wait(&snapshot, Stage::Pack),
+            compute_wait_ms = wait(&snapshot, Stage::Compute),
+            write_wait_ms = wait(&snapshot, Stage::Write),
+            bottleneck = snapshot.bottleneck.stage.map(Stage::name),
+            utilisation_percent = snapshot.bottleneck.utilisation.map(|share| (100.0 * share).round()),
             "progress"
         );
     }
+}
+
+/// How long 95 % of the pieces of a stage's work kept it waiting at most; left out before there is one.
+fn wait(snapshot: &Snapshot, stage: Stage) -> Option<f64> {
+    let view = snapshot.stages.iter().find(|view| view.stage == stage)?;
+    (view.waits.count > 0).then(|| (10.0 * view.waits.p95_ms).round() / 10.0)
 }
 
 fn activity(snapshot: &Snapshot) -> &'static str {

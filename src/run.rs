@@ -21,9 +21,11 @@ use kernels::Pooling;
 
 use crate::cli::RunArguments;
 use crate::control::Control;
+use crate::dashboard::screen::GiveBack;
 use crate::failure::{Exit, Failure};
 use crate::metrics::Metrics;
 use crate::preparation::{self, Compute};
+use crate::progress::Display;
 use crate::recorder::{Host, Recorder, SessionStart};
 use crate::report::Ending;
 use crate::result_folder::{LockedFolder, warn_of_foreign_files};
@@ -35,7 +37,10 @@ const FOLDER_GONE: &str = "something removed or changed files of the result; wha
 
 /// Runs a job to its end.
 pub(crate) fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
-    let job = config::load(&arguments.job.job, &arguments.job.overrides)?;
+    let mut job = config::load(&arguments.job.job, &arguments.job.overrides)?;
+    job.telemetry.progress = arguments.progress.map_or(job.telemetry.progress, Into::into);
+    // However this ends, a panic of this thread included.
+    let _restored = GiveBack;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -51,10 +56,10 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let target = Target::default();
     signals::listen(target.clone()).map_err(|error| Failure::because(Exit::Failed, &error))?;
     logging::check(&job.telemetry)?;
+    let display = Display::choose(&job.telemetry)?;
     let compute = preparation::compute(job, arguments.fresh)?;
     let locked = LockedFolder::open(&job.output.directory)?;
-    let bar = progress::shows_bar(&job.telemetry);
-    logging::start(&job.telemetry, &locked.folder.log(), bar)?;
+    logging::start(&job.telemetry, &locked.folder.log(), display)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), job = %job.file.display(), "starting");
     locked.log_takeover();
     for note in &compute.notes {
@@ -69,7 +74,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let (job_copy, compute, surveyed) = {
         let job = job.clone();
         tokio::task::spawn_blocking(move || {
-            let surveyed = survey(&job, &compute, &folder, fresh, bar);
+            let surveyed = survey(&job, &compute, &folder, fresh, display.has_bar());
             (job, compute, surveyed)
         })
         .await
@@ -146,7 +151,8 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         .await
         .map_err(|error| cannot_start(&*error))?;
     target.set(run.stopper());
-    let display = tokio::spawn(progress::show(job.telemetry.clone(), run.snapshots()));
+    let shown = summary::shown(&job.output.directory);
+    let display = tokio::spawn(progress::show(display, shown, run.stopper(), run.snapshots()));
     let control = Control::listen(&locked.folder, run.stopper(), run.snapshots());
     let metrics = Metrics::serve(job.telemetry.prometheus, run.snapshots()).await;
     let recorder = Recorder::start(&locked.folder, session, session_start, run.snapshots());

@@ -46,6 +46,7 @@ impl Target {
         match &aim.run {
             Some(stopper) => stopper.stop(StopReason::Signal(name)),
             None => {
+                crate::dashboard::screen::give_back();
                 // Nothing was begun: there is nothing to commit.
                 crate::stderr::say(format_args!(
                     "stopped by {name} before the first batch; the same command starts again"
@@ -58,7 +59,7 @@ impl Target {
 }
 
 /// Whether whoever started the program wants it to outlive its terminal, as `nohup` does.
-fn is_hangup_ignored() -> bool {
+pub(crate) fn is_hangup_ignored() -> bool {
     const SIGHUP_BIT: u64 = 1;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -92,6 +93,7 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
             target.stop(name);
         }
         if let Some(name) = received.recv().await {
+            crate::dashboard::screen::give_back();
             crate::stderr::say(format_args!(
                 "second signal ({name}): leaving at once; the same command resumes"
             ));

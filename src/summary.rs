@@ -205,7 +205,7 @@ fn failed(folder: &ResultFolder, failed: u64) -> String {
 }
 
 /// A path as short as it can be typed here.
-fn shown(path: &Path) -> String {
+pub(crate) fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()
 }

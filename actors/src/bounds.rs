@@ -40,8 +40,11 @@ pub const SIGNALS: usize = 4;
 /// Viewers of one run at once; more are turned away.
 pub const VIEWERS: usize = 64;
 
-/// Snapshots on their way to a dashboard: it draws ten times a second, they come four times.
-pub const DASHBOARD_EVENTS: usize = 16;
+/// Log lines that a dashboard has not taken yet, and those that it keeps; older ones are in `run.log`.
+pub const LOG_LINES: usize = 300;
+
+/// Answers on their way to a dashboard: as many as keys are pressed before the first is answered.
+pub const DASHBOARD_ANSWERS: usize = 8;
 
 /// Words to the thread that watches a GPU: that it shall end, said by closing.
 pub const MONITOR_WORDS: usize = 1;

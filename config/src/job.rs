@@ -304,9 +304,11 @@ pub struct Telemetry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProgressDisplay {
-    /// A bar on a terminal, else lines.
+    /// On a terminal the dashboard, or a bar where only standard error is one; else lines.
     #[default]
     Auto,
+    /// The dashboard: needs a terminal.
+    Dashboard,
     /// One key=value line per interval.
     Lines,
     /// Nothing.

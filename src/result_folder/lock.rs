@@ -307,6 +307,7 @@ fn keep(
 /// Ends the program as a crash would; the next run goes on from the last commit.
 fn end_at_once(lost: &str) {
     tracing::error!(lost, "the lock of the result folder was lost");
+    crate::dashboard::screen::give_back();
     crate::stderr::say(format_args!(
         "error: the lock of the result folder was lost: {lost}\n\
          hint: what is committed stays; make sure that only one run uses the folder, then run the same \

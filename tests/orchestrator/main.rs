@@ -43,4 +43,6 @@ mod resume;
 mod stopping;
 mod suspended;
 mod telemetry;
+mod terminal;
+mod terminal_dashboard;
 mod verify;

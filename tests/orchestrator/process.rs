@@ -250,7 +250,7 @@ pub(crate) struct ProcessIdentity {
 }
 
 impl ProcessIdentity {
-    fn children_of(parent: u32) -> Vec<Self> {
+    pub(crate) fn children_of(parent: u32) -> Vec<Self> {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let ids = processes.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
         let stats = ids.filter_map(|id: u32| Some((id, stat(id)?)));
@@ -283,6 +283,11 @@ struct Stat {
     state: char,
     parent: u32,
     started_ticks: u64,
+}
+
+/// Whether a process is suspended.
+pub(crate) fn is_suspended(id: u32) -> bool {
+    stat(id).is_some_and(|stat| stat.state == 'T')
 }
 
 /// Reads `/proc/<id>/stat`; `None` if there is no such process.

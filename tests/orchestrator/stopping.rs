@@ -149,7 +149,8 @@ fn a_terminal_that_goes_away_ends_nothing() {
 
     let undisturbed = slow_job().simulating("").done_into("undisturbed");
     let job = slow_job().set("telemetry.progress", "auto");
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    // A handle that the program inherits would keep its terminal from ever hanging up.
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
     let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
