@@ -17,7 +17,7 @@ use indicatif::MultiProgress;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{self, FmtContext, FormatEvent, FormatFields, MakeWriter};
@@ -137,7 +137,8 @@ pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, display: Display)
     })?;
     let to_file = fmt::layer().with_ansi(false).with_target(false).with_writer(Mutex::new(LogFile(file)));
     let stderr_filter = if display.has_bar() { "warn" } else { &telemetry.log };
-    let to_dashboard = (display == Display::Dashboard).then_some(ToDashboard);
+    let told = filter_fn(belongs_to_dashboard).with_max_level_hint(LevelFilter::WARN);
+    let to_dashboard = (display == Display::Dashboard).then(|| ToDashboard.with_filter(told));
     let registry =
         tracing_subscriber::registry().with(to_file.with_filter(filter(&telemetry.log)?)).with(to_dashboard);
     let to_stderr = fmt::layer().with_target(false).with_writer(AboveBars);
@@ -233,8 +234,8 @@ pub(crate) fn take_lines() -> Vec<LogLine> {
 struct ToDashboard;
 
 /// What these modules warn of reaches the dashboard as events of the snapshot.
-const TOLD_AS_EVENTS: [&str; 4] =
-    ["actors::packer", "actors::supervisor", "actors::writer", "actors::obstacle"];
+const TOLD_AS_EVENTS: [&str; 5] =
+    ["actors::monitor::gpu", "actors::obstacle", "actors::packer", "actors::supervisor", "actors::writer"];
 
 fn belongs_to_dashboard(metadata: &Metadata<'_>) -> bool {
     *metadata.level() <= Level::WARN
@@ -244,9 +245,6 @@ fn belongs_to_dashboard(metadata: &Metadata<'_>) -> bool {
 
 impl<S: tracing::Subscriber> Layer<S> for ToDashboard {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        if !belongs_to_dashboard(event.metadata()) {
-            return;
-        }
         let mut words = Words::default();
         event.record(&mut words);
         let level =
@@ -311,7 +309,38 @@ pub(crate) fn start_in_worker() {
 
 #[cfg(test)]
 mod tests {
+    use tracing::{error, info, warn};
+
     use super::*;
+
+    #[test]
+    fn a_dashboard_gets_warnings_that_no_event_tells_and_boundedly_many() {
+        let layer = ToDashboard.with_filter(filter_fn(belongs_to_dashboard));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            take_lines();
+            info!(target: "actors::inference", "nothing to worry about");
+            warn!(target: "actors::packer", "told as an event");
+            warn!(target: "actors::inference", device = "sim:3", tries = 2, "driver says {}", "no");
+            error!(target: "virnucpro_orch::control", error = %"gone", "socket lost");
+            let told = take_lines();
+            let line = |level, device: Option<&str>, text: &str| LogLine {
+                level,
+                device: device.map(str::to_owned),
+                text: text.to_owned(),
+            };
+            assert_eq!(
+                told,
+                [
+                    line(EventLevel::Warning, Some("sim:3"), "driver says no tries=2"),
+                    line(EventLevel::Error, None, "socket lost error=gone"),
+                ]
+            );
+            for _ in 0..2 * bounds::LOG_LINES {
+                warn!(target: "actors::inference", "again");
+            }
+            assert_eq!(take_lines().len(), bounds::LOG_LINES);
+        });
+    }
 
     /// The modules below `folder` whose source logs.
     fn logging_modules(folder: &Path, module: &str, found: &mut Vec<String>) {

@@ -48,10 +48,18 @@ fn event(number: u64, at_s: f64, level: EventLevel, device: Option<&str>, text: 
     EventView { number, at_s, level, device: device.map(str::to_owned), text: text.to_owned() }
 }
 
+/// Sixteen batches, one of them half empty.
+fn fill() -> Fill {
+    let mut fill = Fill::default();
+    for batch in 0..16 {
+        let tokens = [8_000, 15_000, 15_100].get(batch).copied().unwrap_or(16_300);
+        fill.add(80, tokens, 300, 16_384);
+    }
+    fill
+}
+
 /// A run in the middle of its work.
 pub(super) fn running(devices: usize) -> Snapshot {
-    let mut histogram = [0; actors::packing::FILL_STEPS];
-    (histogram[19], histogram[18], histogram[9]) = (13, 2, 1);
     Snapshot {
         version: actors::SNAPSHOT_VERSION,
         job: JobView {
@@ -75,13 +83,7 @@ pub(super) fn running(devices: usize) -> Snapshot {
         records_committed: 4_096,
         residues_committed: 204_800,
         segments_committed: 4,
-        fill: Fill {
-            batches: 16,
-            tokens: 260_000,
-            capacity_tokens: 262_144,
-            padded_tokens: 300_000,
-            histogram,
-        },
+        fill: fill(),
         batches_queued: 12,
         stages: vec![
             stage(Stage::Read, 0, 3, [0.06, 0.0, 0.94]),

@@ -118,7 +118,7 @@ fn after_detaching_the_job_goes_on_and_top_shows_it_again() {
     terminal.press("qd");
     terminal.wait_until("the dashboard is gone", |terminal| !terminal.is_full());
     terminal.wait_for("shows it again");
-    terminal.wait_for("records committed");
+    terminal.wait_for("running   [");
     assert!(terminal.is_restored());
 
     let mut top = Terminal::start(program(["top"]).arg(job.at("results")), 110, 36);
