@@ -235,6 +235,36 @@ mod tests {
     }
 
     #[test]
+    fn waits_are_told_once_there_are_any() {
+        let mut view = actors::StageView {
+            stage: Stage::Write,
+            queued: 0,
+            capacity: 3,
+            waits: actors::Waits { p95_ms: 12.345, ..actors::Waits::default() },
+            busy_share: 0.0,
+            starved_share: 0.0,
+            blocked_share: 0.0,
+            busy_s: 0.0,
+        };
+        let mut snapshot = Snapshot { stages: vec![view.clone()], ..Snapshot::default() };
+        assert_eq!(wait(&snapshot, Stage::Write), None);
+        view.waits.count = 1;
+        snapshot.stages = vec![view];
+        assert_eq!((wait(&snapshot, Stage::Write), wait(&snapshot, Stage::Read)), (Some(12.3), None));
+    }
+
+    #[test]
+    fn what_is_asked_for_by_name_is_shown() {
+        let telemetry =
+            |progress| config::Telemetry { progress, log: "info".to_owned(), log_format: LogFormat::Text };
+        assert_eq!(Display::choose(&telemetry(ProgressDisplay::Lines)).unwrap(), Display::Lines);
+        assert_eq!(Display::choose(&telemetry(ProgressDisplay::None)).unwrap(), Display::Nothing);
+        let shows_bar =
+            [Display::Dashboard, Display::Bar, Display::Lines, Display::Nothing].map(Display::has_bar);
+        assert_eq!(shows_bar, [true, true, false, false]);
+    }
+
+    #[test]
     fn numbers_and_times_read_well() {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(

@@ -72,12 +72,15 @@ pub(crate) fn give_back() {
     static LEAVING: Mutex<()> = Mutex::new(());
     let _leaving = lock_soon(&LEAVING);
     let Some(before) = lock(&BEFORE).take() else { return };
-    // First the modes: they take effect even if the terminal takes no more bytes.
-    let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &before.modes);
-    if let Some(_writing) = lock_soon(&WRITING) {
-        let mut bytes = Vec::new();
-        let _ = queue!(bytes, cursor::Show, terminal::LeaveAlternateScreen);
-        let _ = own(io::stdout()).and_then(|mut terminal| terminal.write_all(&bytes));
+    // In the background it is somebody else's already, who has set it as they like.
+    if is_in_foreground() {
+        // First the modes: they take effect even if the terminal takes no more bytes.
+        let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &before.modes);
+        if let Some(_writing) = lock_soon(&WRITING) {
+            let mut bytes = Vec::new();
+            let _ = queue!(bytes, cursor::Show, terminal::LeaveAlternateScreen);
+            let _ = own(io::stdout()).and_then(|mut terminal| terminal.write_all(&bytes));
+        }
     }
     let words = std::mem::take(&mut *lock(&WORDS));
     for text in words {
@@ -245,7 +248,11 @@ impl Screen {
             control,
             away: false,
         };
-        screen.take()?;
+        if is_in_foreground() {
+            screen.take()?;
+        } else {
+            screen.away = true;
+        }
         Ok(screen)
     }
 
@@ -288,6 +295,8 @@ impl Screen {
         }
         if !is_in_foreground() {
             self.away = true;
+            // After a SIGSTOP it was never given back: now it is not ours any more.
+            give_back();
             return Ok(false);
         }
         if self.away {

@@ -208,6 +208,6 @@ pub(super) fn draw_histogram(area: Rect, screen: &mut Buffer, snapshot: &Snapsho
     Paragraph::new(format!("0{:>half$}{:>rest$}", "50", "100 %", half = ends / 2, rest = ends - ends / 2))
         .style(look.quiet())
         .render(axis, screen);
-    let words = format!("{} batches, {share:.0} % of them below 80 %", grouped(fill.batches));
+    let words = format!("{} batches, {share:.0} % below 80 %", grouped(fill.batches));
     Line::raw(words).render(Rect { y: inner.bottom() - 1, height: 1, ..inner }, screen);
 }

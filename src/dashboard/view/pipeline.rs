@@ -33,7 +33,7 @@ pub(super) fn draw_plain(area: Rect, screen: &mut Buffer, snapshot: &Snapshot, l
         return;
     }
     let (time, waits) = (area.width >= 52, area.width >= 72);
-    let mut header = vec![Cell::from("  stage"), Cell::from("waiting before it")];
+    let mut header = vec![Cell::from("  stage"), Cell::from("waiting")];
     let mut widths = vec![Constraint::Length(9), Constraint::Length(QUEUE_WIDTH as u16 + 9)];
     if time {
         header.push(Cell::from("its time"));
