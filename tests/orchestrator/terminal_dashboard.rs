@@ -226,6 +226,33 @@ fn it_is_suspended_and_comes_back() {
 }
 
 #[test]
+fn in_the_background_it_waits_until_the_terminal_is_its_own_again() {
+    for way in ["key", "signal"] {
+        let job = long();
+        let mut command = Command::new("sh");
+        let script = "set -m; \"$0\" \"$@\"; bg %1; sleep 1; echo; echo in front again; fg %1";
+        command.args(["-c", script, crate::process::PROGRAM]);
+        command.args(job.command_into("results").get_args()).current_dir(job.path());
+        without_settings(&mut command);
+        command.env("VIRNUCPRO_SIM", "latency_us_per_batch=40000");
+        let mut terminal = Terminal::start(&mut command, 80, 24);
+        terminal.wait_for("tokens/s");
+        if way == "key" {
+            terminal.press("\x1a");
+        } else {
+            // Leaves no time to give anything back.
+            terminal.workers()[0].signal(Signal::STOP);
+        }
+        terminal.wait_until("in front again", |terminal| terminal.text().contains("in front again"));
+        let before = terminal.text();
+        let taken = before.matches("\x1b[?1049h").count();
+        assert_eq!(taken, 1, "it took the terminal from the background:\n{before}");
+        terminal.wait_until("back", |terminal| terminal.is_full() && terminal.times_taken() == 2);
+        interrupt(terminal);
+    }
+}
+
+#[test]
 fn it_follows_the_size_of_the_terminal() {
     let job = long();
     let mut terminal = start(&job);
