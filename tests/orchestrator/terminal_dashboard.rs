@@ -90,7 +90,7 @@ fn a_device_is_retired_and_taken_back_by_keys() {
     terminal.press("a");
     terminal.wait_for("take a device back?");
     terminal.press("y");
-    terminal.wait_until("it works again", |terminal| !terminal.screen().contains("retired"));
+    terminal.wait_until("it works again", |terminal| !terminal.screen().contains("degraded"));
     interrupt(terminal);
 }
 

@@ -168,7 +168,10 @@ pub(super) fn draw_keys(area: Rect, screen: &mut Buffer, model: &Model, look: Lo
     } else {
         let paused = Standing::of(model) == Standing::Paused;
         let pause = if paused { "p go on" } else { "p pause" };
-        Line::raw(format!("q quit  {pause}  s stop  Enter device  e events  / search  f filter  ? help"))
+        let more = if area.width >= 114 { "c checkpoint  r retire  a take back  " } else { "" };
+        Line::raw(format!(
+            "q quit  {pause}  s stop  {more}Enter device  e events  / search  f filter  ? help"
+        ))
     };
     line.render(area, screen);
 }

@@ -1,6 +1,6 @@
 //! The stages of the pipeline: what waits before each, and how it spends its time.
 
-use actors::{Snapshot, StageView};
+use actors::{Snapshot, Stage, StageView};
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Rect};
 use ratatui::text::{Line, Span};
@@ -65,7 +65,9 @@ pub(super) fn draw_plain(area: Rect, screen: &mut Buffer, snapshot: &Snapshot, l
 fn name(stage: &StageView, blamed: bool, look: Look) -> Cell<'static> {
     let name = stage.stage.name();
     if blamed {
-        Span::styled(format!("{} {name}", look.mark()), look.warning()).into()
+        // That the devices set the pace is as it should be.
+        let style = if stage.stage == Stage::Compute { look.strong() } else { look.warning() };
+        Span::styled(format!("{} {name}", look.mark()), style).into()
     } else {
         Cell::from(format!("  {name}"))
     }
