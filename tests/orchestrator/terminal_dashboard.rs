@@ -244,7 +244,8 @@ fn in_the_background_it_waits_until_the_terminal_is_its_own_again() {
             terminal.workers()[0].signal(Signal::STOP);
         }
         terminal.wait_until("in front again", |terminal| terminal.text().contains("in front again"));
-        let before = terminal.text();
+        let text = terminal.text();
+        let before = text.split("in front again").next().unwrap();
         let taken = before.matches("\x1b[?1049h").count();
         assert_eq!(taken, 1, "it took the terminal from the background:\n{before}");
         terminal.wait_until("back", |terminal| terminal.is_full() && terminal.times_taken() == 2);
