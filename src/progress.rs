@@ -255,8 +255,12 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_by_name_is_shown() {
-        let telemetry =
-            |progress| config::Telemetry { progress, log: "info".to_owned(), log_format: LogFormat::Text };
+        let telemetry = |progress| config::Telemetry {
+            progress,
+            log: "info".to_owned(),
+            log_format: LogFormat::Text,
+            prometheus: None,
+        };
         assert_eq!(Display::choose(&telemetry(ProgressDisplay::Lines)).unwrap(), Display::Lines);
         assert_eq!(Display::choose(&telemetry(ProgressDisplay::None)).unwrap(), Display::Nothing);
         let shows_bar =
