@@ -50,6 +50,8 @@ pub(crate) enum Chosen {
     Cpu,
     Sim(u32),
     Gpu(Box<ChosenGpu>),
+    /// The burn engine on the NVIDIA GPU with this index; `None`: on the CPU.
+    Burn(Option<u16>),
 }
 
 /// A GPU of a job.
@@ -88,6 +90,8 @@ impl std::fmt::Display for Chosen {
             Self::Cpu => f.write_str("cpu"),
             Self::Sim(number) => write!(f, "sim:{number}"),
             Self::Gpu(gpu) => f.write_str(&gpu.name),
+            Self::Burn(None) => Device::BurnCpu.fmt(f),
+            Self::Burn(Some(index)) => Device::BurnCuda(*index).fmt(f),
         }
     }
 }
@@ -107,6 +111,7 @@ pub(crate) fn select(choice: &DeviceChoice, look: impl FnOnce() -> Machine) -> R
     match choice {
         DeviceChoice::Auto => select_auto(&look()),
         DeviceChoice::Listed(devices) => {
+            check_burn(devices)?;
             let machine = devices.iter().any(|device| matches!(device, Device::Cuda(_))).then(look);
             let mut chosen: Vec<Chosen> = Vec::new();
             for device in devices {
@@ -115,6 +120,8 @@ pub(crate) fn select(choice: &DeviceChoice, look: impl FnOnce() -> Machine) -> R
                         Chosen::Gpu(Box::new(find(selector, machine)?))
                     }
                     (Device::Sim(number), _) => Chosen::Sim(*number),
+                    (Device::BurnCpu, _) => Chosen::Burn(None),
+                    (Device::BurnCuda(index), _) => Chosen::Burn(Some(*index)),
                     (Device::Cpu | Device::Cuda(_), _) => Chosen::Cpu,
                 };
                 if let Some(twin) = chosen.iter().find(|other| same_gpu(other, &next)) {
@@ -127,6 +134,42 @@ pub(crate) fn select(choice: &DeviceChoice, look: impl FnOnce() -> Machine) -> R
             }
             Ok(Selection { devices: chosen, notes: Vec::new() })
         }
+    }
+}
+
+/// Refuses burn devices that this build or this machine cannot use.
+fn check_burn(devices: &[Device]) -> Result<(), Failure> {
+    let is_burn = |device: &&Device| matches!(device, Device::BurnCpu | Device::BurnCuda(_));
+    let on_gpu = |device: &&Device| matches!(device, Device::BurnCuda(_));
+    let Some(first) = devices.iter().find(is_burn) else { return Ok(()) };
+    if devices.iter().filter(is_burn).count() != devices.len() {
+        let text = "burn devices and others cannot work on one job: their results differ in the last bits";
+        return Err(Failure::new(Exit::Usage, text).hint("set devices.use to one kind"));
+    }
+    let gpu = devices.iter().find(on_gpu);
+    if gpu.is_some() && !devices.iter().all(|device| on_gpu(&device)) {
+        let text = "burn-cpu and burn-cuda cannot work on one job: their results differ in the last bits";
+        return Err(Failure::new(Exit::Usage, text).hint("set devices.use to one kind"));
+    }
+    let lacking = |device: &Device, feature: &str| {
+        let text = format!("device `{device}` cannot be used: the burn engine is not part of this build");
+        let hint =
+            format!("build it with `cargo build --release --features {feature}`, or use another device");
+        Failure::new(Exit::Usage, text).hint(hint)
+    };
+    match gpu {
+        None if cfg!(feature = "burn") => Ok(()),
+        None => Err(lacking(first, "burn")),
+        #[cfg(feature = "burn-cuda")]
+        Some(gpu) => match kernels::burn::check_cuda() {
+            Ok(()) => Ok(()),
+            Err(problem) => {
+                let text = format!("device `{gpu}` cannot be used: {problem}");
+                Err(Failure::new(Exit::Usage, text).hint("or set devices.use = \"burn-cpu\""))
+            }
+        },
+        #[cfg(not(feature = "burn-cuda"))]
+        Some(gpu) => Err(lacking(gpu, "burn-cuda")),
     }
 }
 
@@ -319,11 +362,16 @@ fn same_address(one: &str, other: &str) -> bool {
     parts(one).is_some() && parts(one) == parts(other)
 }
 
+/// What the CPU engine computes in here.
+fn cpu_precisions() -> &'static str {
+    if kernels::cpu::bf16_instructions().is_some() { "fp32 and bf16" } else { "fp32" }
+}
+
 /// Whether a device computes in a precision; the one place that knows.
 fn computes(device: &Chosen, precision: Precision) -> bool {
     match device {
-        Chosen::Cpu => precision == Precision::Fp32,
-        Chosen::Sim(_) => true,
+        Chosen::Cpu => kernels::cpu::check_precision(precision).is_ok(),
+        Chosen::Sim(_) | Chosen::Burn(_) => true,
         // A worker finds out about a GPU whose driver does not tell, and refuses.
         Chosen::Gpu(gpu) => {
             gpu.installed.identity.capability.is_none_or(|capability| capability.supports(precision))
@@ -350,7 +398,8 @@ pub(crate) fn precision(
                 let capability = capability.map_or_else(String::new, |capability| format!(", {capability}"));
                 format!("`{device}` ({}{capability})", gpu.model())
             }
-            Chosen::Cpu | Chosen::Sim(_) => format!("`{device}`"),
+            Chosen::Cpu => format!("`{device}` ({})", cpu_precisions()),
+            Chosen::Sim(_) | Chosen::Burn(_) => format!("`{device}`"),
         });
         named.collect::<Vec<_>>()
     };

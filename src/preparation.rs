@@ -107,8 +107,8 @@ pub(crate) fn compute(job: &Job, fresh: bool) -> Result<Compute, Failure> {
     let options = EngineOptions { layer, pooling, precision, threads };
     let room = |device: &Chosen| match (device, model.config()) {
         (Chosen::Gpu(gpu), Some(config)) => gpu_tokens(gpu, config, layer, pooling, precision),
-        (Chosen::Cpu, Some(config)) => Ok(kernels::cpu::token_budget_auto(config, threads)),
-        (Chosen::Cpu | Chosen::Sim(_) | Chosen::Gpu(_), _) => Ok(SIM_TOKEN_BUDGET),
+        (Chosen::Cpu | Chosen::Burn(_), Some(config)) => Ok(kernels::cpu::token_budget_auto(config, threads)),
+        (Chosen::Cpu | Chosen::Burn(_) | Chosen::Sim(_) | Chosen::Gpu(_), _) => Ok(SIM_TOKEN_BUDGET),
     };
     let is_auto = job.devices.choice == config::DeviceChoice::Auto;
     let devices = with_room(devices, room, is_auto, &mut notes)?;
@@ -121,7 +121,7 @@ pub(crate) fn compute(job: &Job, fresh: bool) -> Result<Compute, Failure> {
             let weights = || weights.clone().expect("real devices have weights");
             let (gpu, environment) = match &device {
                 Chosen::Gpu(gpu) => (Some(gpu.which()), gpu.environment()),
-                Chosen::Cpu | Chosen::Sim(_) => (None, Vec::new()),
+                Chosen::Cpu | Chosen::Sim(_) | Chosen::Burn(_) => (None, Vec::new()),
             };
             DevicePlan {
                 name: device.to_string(),
@@ -133,6 +133,7 @@ pub(crate) fn compute(job: &Job, fresh: bool) -> Result<Compute, Failure> {
                 engine: match device {
                     Chosen::Sim(device) => EngineChoice::Sim { device, program: program.clone() },
                     Chosen::Cpu => EngineChoice::Cpu { weights: weights() },
+                    Chosen::Burn(gpu) => EngineChoice::Burn { gpu, weights: weights() },
                     Chosen::Gpu(gpu) => {
                         EngineChoice::Cuda { weights: weights(), uuid: gpu.installed.identity.uuid }
                     }

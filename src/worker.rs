@@ -285,6 +285,7 @@ fn load(assignment: &Assignment) -> Result<Box<dyn Engine>, EngineError> {
             }
             Ok(engine)
         }
+        EngineChoice::Burn { gpu, weights } => load_burn(*gpu, &open(weights)?, options),
         EngineChoice::Sim { device, program } => {
             let program =
                 SimProgram::parse(program).map_err(|error| EngineError::Model(error.to_string()))?;
@@ -344,4 +345,24 @@ fn write_answers(
             return;
         }
     }
+}
+
+#[cfg(feature = "burn")]
+fn load_burn(
+    gpu: Option<u16>,
+    model: &Model,
+    options: kernels::EngineOptions,
+) -> Result<Box<dyn Engine>, EngineError> {
+    match gpu {
+        None => kernels::burn::load_cpu(model, options),
+        #[cfg(feature = "burn-cuda")]
+        Some(index) => kernels::burn::load_cuda(model, options, index),
+        #[cfg(not(feature = "burn-cuda"))]
+        Some(_) => Err(EngineError::Model("burn-cuda is not part of this build".into())),
+    }
+}
+
+#[cfg(not(feature = "burn"))]
+fn load_burn(_: Option<u16>, _: &Model, _: kernels::EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
+    Err(EngineError::Model("the burn engine is not part of this build".into()))
 }

@@ -98,6 +98,13 @@ pub enum EngineChoice {
         /// Its UUID, where the driver tells it: CUDA must show the same one.
         uuid: Option<String>,
     },
+    /// The burn engine.
+    Burn {
+        /// Index of its NVIDIA GPU; `None`: the CPU.
+        gpu: Option<u16>,
+        /// Its weights.
+        weights: WeightsChoice,
+    },
     /// A simulated device.
     Sim {
         /// Number of the simulated device.

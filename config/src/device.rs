@@ -12,13 +12,15 @@ use crate::mistake::{Fault, Objection};
 use crate::suggestion::nearest;
 
 const KEY: &str = "devices.use";
-const ALLOWED: [&str; 4] = ["auto", "cpu", "cuda:0", "sim:8"];
+const ALLOWED: [&str; 6] = ["auto", "cpu", "cuda:0", "burn-cpu", "burn-cuda:0", "sim:8"];
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Device::Cpu => f.write_str("cpu"),
             Device::Cuda(which) => write!(f, "cuda:{which}"),
+            Device::BurnCpu => f.write_str("burn-cpu"),
+            Device::BurnCuda(index) => write!(f, "burn-cuda:{index}"),
             Device::Sim(number) => write!(f, "sim:{number}"),
         }
     }
@@ -37,6 +39,14 @@ pub(crate) fn parse(typed: &str) -> Result<Vec<Device>, Objection> {
             None => Err(unknown(typed, "not a GPU's index, UUID or PCI id")
                 .help("write cuda:0, cuda:GPU-8f6d5a1e-… or cuda:0000:3b:00.0, as nvidia-smi shows them")),
         },
+        ("burn-cpu", None) => Ok(vec![Device::BurnCpu]),
+        ("burn-cuda", Some(which)) => {
+            match gpu_index(which) {
+                Some(index) => Ok(vec![Device::BurnCuda(index)]),
+                None => Err(unknown(typed, "not a GPU's index")
+                    .help("write burn-cuda:0; burn knows GPUs by index only")),
+            }
+        }
         ("sim", Some(count)) => simulated(typed, count),
         _ => Err(unknown(typed, "no such device").help(help(kind, which))),
     }
@@ -58,13 +68,15 @@ fn simulated(typed: &str, count: &str) -> Result<Vec<Device>, Objection> {
     Ok((0..number).map(Device::Sim).collect())
 }
 
+fn gpu_index(which: &str) -> Option<u16> {
+    // 1,000 GPUs in a machine is beyond any; a longer number is a mistyped id.
+    let index = which.parse::<u16>().ok()?;
+    (index < 1_000 && which.bytes().all(|b| b.is_ascii_digit())).then_some(index)
+}
+
 /// Accepts an index, a UUID (`GPU-…`, `MIG-…`) or a PCI id (`[domain:]bus:device.function`).
 fn gpu_name(which: &str) -> Option<String> {
-    // 1,000 GPUs in a machine is beyond any; a longer number is a mistyped id.
-    if let Ok(index) = which.parse::<u16>()
-        && index < 1_000
-        && which.bytes().all(|b| b.is_ascii_digit())
-    {
+    if let Some(index) = gpu_index(which) {
         return Some(index.to_string());
     }
     let hexadecimal = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
@@ -84,11 +96,14 @@ fn help(kind: &str, which: Option<&str>) -> String {
     let meant = match folded.as_str() {
         "gpu" | "nvidia" | "cuda" => Some("cuda"),
         "simulated" | "simulator" => Some("sim"),
-        _ => nearest(kind, ["auto", "cpu", "cuda", "sim"]),
+        "burn" => Some("burn-cpu"),
+        _ => nearest(kind, ["auto", "cpu", "cuda", "burn-cpu", "burn-cuda", "sim"]),
     };
     let mut help = allowed_words(&ALLOWED);
     match (meant, which.filter(|which| which.bytes().all(|b| b.is_ascii_digit()) && !which.is_empty())) {
-        (Some(word @ ("auto" | "cpu")), _) => help.push_str(&format!("; did you mean `{word}`?")),
+        (Some(word @ ("auto" | "cpu" | "burn-cpu")), _) => {
+            help.push_str(&format!("; did you mean `{word}`?"))
+        }
         (Some(word), Some(which)) => help.push_str(&format!("; did you mean `{word}:{which}`?")),
         (Some("sim"), None) => help.push_str("; did you mean `sim:8`?"),
         (Some(word), None) => help.push_str(&format!("; did you mean `{word}:0`?")),
@@ -108,8 +123,11 @@ mod tests {
     #[test]
     fn devices_are_shown_as_they_are_named() {
         let shown: Vec<String> =
-            [Device::Cpu, Device::Cuda("0".into()), Device::Sim(3)].iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["cpu", "cuda:0", "sim:3"]);
+            [Device::Cpu, Device::Cuda("0".into()), Device::BurnCpu, Device::BurnCuda(2), Device::Sim(3)]
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+        assert_eq!(shown, ["cpu", "cuda:0", "burn-cpu", "burn-cuda:2", "sim:3"]);
     }
 
     #[test]
@@ -122,6 +140,8 @@ mod tests {
         assert_eq!(parse(&format!("cuda:{uuid}")).unwrap(), cuda(uuid));
         assert_eq!(parse("cuda:0000:3b:00.0").unwrap(), cuda("0000:3b:00.0"));
         assert_eq!(parse("cuda:3B:00.0").unwrap(), cuda("3B:00.0"));
+        assert_eq!(parse("burn-cpu").unwrap(), [Device::BurnCpu]);
+        assert_eq!(parse("burn-cuda:07").unwrap(), [Device::BurnCuda(7)]);
         assert_eq!(parse("sim:2").unwrap(), [Device::Sim(0), Device::Sim(1)]);
         assert_eq!(parse("sim:64").unwrap().len(), 64);
     }
@@ -136,14 +156,30 @@ mod tests {
             ("cpu:0", "did you mean `cpu`?"),
             ("sim", "did you mean `sim:8`?"),
             ("cdua:3", "did you mean `cuda:3`?"),
+            ("burn", "did you mean `burn-cpu`?"),
+            ("burn-cpu:0", "did you mean `burn-cpu`?"),
+            ("burn-cuda", "did you mean `burn-cuda:0`?"),
+            ("burn_cuda:1", "did you mean `burn-cuda:1`?"),
         ] {
             let objection = parse(typed).unwrap_err();
             assert!(matches!(objection.fault, Fault::UnknownValue { .. }), "{typed}");
             assert!(objection.help.as_deref().unwrap().contains(hint), "{typed}: {:?}", objection.help);
         }
-        for typed in
-            ["cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cuda:GPU-", "cuda:1.2.3", "sim:", "sim:x", "tpu"]
-        {
+        for typed in [
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:x",
+            "cuda:GPU-",
+            "cuda:1.2.3",
+            "burn-cuda:",
+            "burn-cuda:GPU-8f",
+            "burn-cuda:+1",
+            "burn-cuda:1000",
+            "sim:",
+            "sim:x",
+            "tpu",
+        ] {
             assert!(matches!(parse(typed).unwrap_err().fault, Fault::UnknownValue { .. }), "{typed}");
         }
         for typed in ["sim:0", "sim:65"] {

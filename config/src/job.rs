@@ -260,6 +260,10 @@ pub enum Device {
     Cpu,
     /// An NVIDIA GPU by index, UUID or PCI id, as typed after `cuda:`.
     Cuda(String),
+    /// The burn engine on the CPU.
+    BurnCpu,
+    /// The burn engine on the NVIDIA GPU with this index.
+    BurnCuda(u16),
     /// Simulated device number n, from 0.
     Sim(u32),
 }

@@ -145,7 +145,7 @@ fn segment_sequences_default() -> i64 {
 #[serde(deny_unknown_fields, default)]
 pub struct DevicesTable {
     /// "auto" (every NVIDIA GPU, else the CPU), or a list of "cpu", "cuda:0" (index, UUID or PCI id) and
-    /// "sim:8" (eight simulated devices).
+    /// "sim:8" (eight simulated devices). "burn-cpu" and "burn-cuda:0" need a build with those features.
     pub r#use: OneOrMore,
     /// Threads of the cpu device; "auto": all that the process may use.
     #[schemars(schema_with = "threads_schema")]
@@ -487,7 +487,7 @@ fn typed_devices(devices: &[Device]) -> Vec<String> {
     devices
         .iter()
         .filter_map(|device| match device {
-            Device::Cpu | Device::Cuda(_) => Some(device.to_string()),
+            Device::Cpu | Device::Cuda(_) | Device::BurnCpu | Device::BurnCuda(_) => Some(device.to_string()),
             Device::Sim(0) => Some(format!("sim:{simulated}")),
             Device::Sim(_) => None,
         })

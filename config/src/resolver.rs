@@ -240,7 +240,9 @@ impl Resolver<'_> {
                 let fault = Fault::Twice { key: KEY.to_owned(), what: format!("device {again}") };
                 let help = match again {
                     Device::Sim(_) => "simulated devices are numbered from 0: ask once for as many as needed",
-                    Device::Cpu | Device::Cuda(_) => "each device runs one worker: name it once",
+                    Device::Cpu | Device::Cuda(_) | Device::BurnCpu | Device::BurnCuda(_) => {
+                        "each device runs one worker: name it once"
+                    }
                 };
                 self.object(&place, Objection::new(fault, "again here").help(help));
                 continue;

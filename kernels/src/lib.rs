@@ -2,6 +2,8 @@
 
 pub mod alphabet;
 mod batch;
+#[cfg(feature = "burn")]
+pub mod burn;
 pub mod cpu;
 pub mod cuda;
 pub mod device;

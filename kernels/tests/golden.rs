@@ -5,116 +5,15 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod reference;
+
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
 
 use kernels::cpu::CpuEngine;
 use kernels::{Batch, Embeddings, Engine, EngineOptions, Model, ModelPath, Pooling, Precision, Progress};
-use serde::Deserialize;
 
-/// Tolerances and rows of a golden folder.
-#[derive(Deserialize)]
-struct Manifest {
-    cases: Vec<Case>,
-    tolerances: HashMap<String, Tolerance>,
-    models: HashMap<String, ModelCase>,
-}
-
-#[derive(Deserialize)]
-struct ModelCase {
-    layers_case_row: usize,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    row: usize,
-    set: String,
-    id: String,
-    variant: String,
-    n_tokens: usize,
-    pool_first: Option<u32>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-struct Tolerance {
-    rel_l2: f64,
-    max_abs: f64,
-    min_cos: f64,
-}
-
-struct Golden {
-    folder: PathBuf,
-    model: &'static str,
-    manifest: Manifest,
-    tokens: HashMap<String, Vec<u8>>,
-    /// [rows, hidden].
-    expected: Vec<f64>,
-    hidden: usize,
-}
-
-impl Golden {
-    fn read(folder: &Path, model: &'static str) -> Self {
-        let manifest: Manifest =
-            serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).unwrap()).unwrap();
-        let tokens = serde_json::from_slice(&std::fs::read(folder.join("tokens.json")).unwrap()).unwrap();
-        let (shape, expected) = npy(&folder.join(format!("expected_{model}_f64.npy")));
-        assert_eq!(shape[0], manifest.cases.len());
-        Self { folder: folder.to_owned(), model, manifest, tokens, expected, hidden: shape[1] }
-    }
-
-    /// Tiny always; 8M where `GOLDEN_DIR` has it.
-    fn all() -> Vec<Self> {
-        let mut found = vec![Self::read(&repository().join("tests/golden"), "tiny")];
-        match std::env::var_os("GOLDEN_DIR") {
-            Some(folder) => found.push(Self::read(Path::new(&folder), "8m")),
-            None => {
-                // Past the test harness, which would hide it: a skipped check is never silent.
-                let line = b"skipped: 8M golden values (set GOLDEN_DIR to the folder that has `8m/`)\n";
-                std::io::stderr().write_all(line).unwrap();
-            }
-        }
-        found
-    }
-
-    fn model(&self) -> Model {
-        Model::open(&ModelPath::Folder(self.folder.join(self.model))).unwrap()
-    }
-
-    fn case_tokens(&self, case: &Case) -> &[u8] {
-        let tokens = &self.tokens[&format!("{}|{}", case.id, case.variant)];
-        assert_eq!(tokens.len(), case.n_tokens);
-        tokens
-    }
-
-    /// All rows as one batch, in the order of `cases`.
-    fn batch<'a>(&self, cases: impl IntoIterator<Item = &'a Case>) -> Batch {
-        let mut batch = Batch::default();
-        for case in cases {
-            let tokens = self.case_tokens(case);
-            let residues = tokens.len() as u32 - 2;
-            let pooled = case.pool_first.unwrap_or(residues).min(residues);
-            batch.push_tokens(case.row as u64, tokens, pooled);
-        }
-        batch
-    }
-
-    fn expected_row(&self, row: usize) -> &[f64] {
-        &self.expected[row * self.hidden..][..self.hidden]
-    }
-}
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// Shape and values of a float64 `.npy` file.
-fn npy(path: &Path) -> (Vec<usize>, Vec<f64>) {
-    let bytes = std::fs::read(path).unwrap();
-    let file = npyz::NpyFile::new(bytes.as_slice()).unwrap();
-    let shape = file.shape().iter().map(|&extent| extent as usize).collect();
-    (shape, file.into_vec().unwrap())
-}
+use reference::{Golden, Tolerance, assert_close, fp32, npy, repository};
 
 fn options(layer: usize, pooling: Pooling, threads: usize) -> EngineOptions {
     EngineOptions { layer, pooling, precision: Precision::Fp32, threads }
@@ -144,31 +43,6 @@ fn precisions() -> Vec<Precision> {
 
 fn run(engine: &mut CpuEngine, batch: &Batch) -> Embeddings {
     engine.run(batch, &Progress::default()).unwrap()
-}
-
-/// Fails with the worst figure unless `got` is within `tolerance` of `expected`.
-fn assert_close(got: &[f32], expected: &[f64], tolerance: Tolerance, what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    let (mut difference, mut got_norm, mut expected_norm, mut product, mut max_abs) =
-        (0.0, 0.0, 0.0, 0.0, 0.0f64);
-    for (&got, &expected) in got.iter().zip(expected) {
-        let got = f64::from(got);
-        difference += (got - expected).powi(2);
-        got_norm += got * got;
-        expected_norm += expected * expected;
-        product += got * expected;
-        max_abs = max_abs.max((got - expected).abs());
-    }
-    let rel_l2 = (difference / expected_norm).sqrt();
-    let cosine = product / (got_norm * expected_norm).sqrt();
-    assert!(
-        rel_l2 <= tolerance.rel_l2 && max_abs <= tolerance.max_abs && cosine >= tolerance.min_cos,
-        "{what}: relative L2 {rel_l2:e}, max abs {max_abs:e}, cosine {cosine}"
-    );
-}
-
-fn fp32(golden: &Golden) -> Tolerance {
-    golden.manifest.tolerances["fp32"]
 }
 
 fn tolerance(golden: &Golden, precision: Precision) -> Tolerance {

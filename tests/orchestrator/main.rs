@@ -8,6 +8,7 @@
 
 mod attach;
 mod bounds;
+mod burn;
 mod changed;
 mod commands;
 mod configuration;

@@ -13,7 +13,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Reads the share in use, not more often than [`LOOK_INTERVAL`].
 #[derive(Debug)]
-pub(super) struct MemoryGauge {
+pub(crate) struct MemoryGauge {
     group: Option<Group>,
     latest: Option<(Instant, Option<f32>)>,
 }
@@ -29,13 +29,13 @@ struct Group {
 }
 
 impl MemoryGauge {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         Self { group: limited_group(&groups, Path::new("/sys/fs/cgroup"), machine_bytes()), latest: None }
     }
 
     /// Share of the memory in use, 0..=1; `None` where the system does not tell.
-    pub(super) fn share(&mut self) -> Option<f32> {
+    pub(crate) fn share(&mut self) -> Option<f32> {
         if let Some((at, share)) = self.latest
             && at.elapsed() < LOOK_INTERVAL
         {

@@ -7,7 +7,7 @@ mod attention;
 mod brain;
 mod buffer;
 mod elementary;
-mod memory;
+pub(crate) mod memory;
 mod norm;
 mod operations;
 mod pooling;
