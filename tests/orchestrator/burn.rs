@@ -25,7 +25,7 @@ fn a_build_without_it_says_how_to_get_it() {
     for (device, feature) in [("burn-cpu", "burn"), ("burn-cuda:1", "burn-cuda")] {
         let job = job().set("devices.use", format!(r#"["{device}"]"#));
         let hint = format!("cargo build --release --features {feature}`");
-        job.run_into("results").expect(2).says([&format!("`{device}` cannot be used"), hint.as_str()]);
+        job.run_into("results").expect(2).says([format!("`{device}` cannot be used"), hint]);
         assert!(!job.at("results").exists(), "{device}");
     }
 }
