@@ -417,7 +417,7 @@ pub(crate) fn precision(
         let name = identity::precision(precision);
         let text = format!("precision `{name}` cannot be used: {} cannot compute in it", names.join(", "));
         let hint = "set model.precision = \"auto\" or \"fp32\", or name other devices in devices.use \
-            (fp16 needs a GPU of compute capability 7.0 or later, bf16 8.0)";
+            (fp16 needs a GPU of compute capability 7.0 or later, bf16 8.0 or a CPU with AMX or AVX512_BF16)";
         return Err(Failure::new(Exit::Usage, text).hint(hint));
     }
     if let Some(precision) = earlier {
@@ -499,7 +499,7 @@ mod tests {
     fn describe(device: &Chosen) -> String {
         match device {
             Chosen::Gpu(gpu) => format!("{device}={}", gpu.which()),
-            Chosen::Cpu | Chosen::Sim(_) => device.to_string(),
+            Chosen::Cpu | Chosen::Sim(_) | Chosen::Burn(_) => device.to_string(),
         }
     }
 
@@ -641,10 +641,15 @@ mod tests {
         assert_eq!(auto(&of(&[(9, 0)], false), Some(Precision::Fp32)).unwrap(), Precision::Fp32);
         assert_eq!(auto(&of(&[(8, 0)], false), Some(Precision::Bf16)).unwrap(), Precision::Bf16);
         let text = auto(&of(&[(9, 0)], true), Some(Precision::Fp16)).unwrap_err().line();
-        assert!(text.contains("begun in fp16, which `cpu` cannot compute in"), "{text}");
+        assert!(text.contains("begun in fp16, which `cpu`") && text.contains("cannot compute in"), "{text}");
         let refused =
-            precision(config::Precision::Bf16, &of(&[(9, 0), (7, 5)], true), None).unwrap_err().line();
-        assert!(refused.contains("`cuda:1` (NVIDIA 1, 7.5), `cpu` cannot"), "{refused}");
+            precision(config::Precision::Bf16, &of(&[(9, 0), (7, 5)], false), None).unwrap_err().line();
+        assert!(refused.contains("`cuda:1` (NVIDIA 1, 7.5) cannot"), "{refused}");
+        let refused = precision(config::Precision::Fp16, &of(&[(9, 0)], true), None).unwrap_err().line();
+        assert!(refused.contains("`cpu` (fp32"), "{refused}");
+        // bf16 on the CPU depends on the machine that tests.
+        let with_cpu = precision(config::Precision::Bf16, &of(&[(9, 0)], true), None);
+        assert_eq!(with_cpu.is_ok(), kernels::cpu::bf16_instructions().is_some());
         assert_eq!(precision(config::Precision::Fp16, &of(&[(7, 0)], false), None).unwrap(), Precision::Fp16);
     }
 }

@@ -18,6 +18,8 @@ struct Report {
     commit: &'static str,
     cpu_model: Option<String>,
     cpu_instructions: &'static str,
+    /// What multiplies in bf16; null where bf16 is refused.
+    cpu_bf16_instructions: Option<&'static str>,
     cpu_features: Vec<&'static str>,
     threads: Option<usize>,
     memory_bytes: Option<u64>,
@@ -71,6 +73,7 @@ fn examine(machine: Machine) -> Report {
         commit: env!("VIRNUCPRO_COMMIT"),
         cpu_model: machine.cpu_model,
         cpu_instructions: machine.cpu_instructions,
+        cpu_bf16_instructions: kernels::cpu::bf16_instructions(),
         cpu_features: machine.cpu_features,
         threads: machine.threads,
         memory_bytes: machine.memory_bytes,
@@ -136,7 +139,14 @@ fn describe(report: &Report) -> String {
     );
     line(
         "cpu",
-        format!("ready: fp32 with {} (found: {})", report.cpu_instructions, report.cpu_features.join(", ")),
+        format!(
+            "ready: fp32 with {}, {} (found: {})",
+            report.cpu_instructions,
+            report
+                .cpu_bf16_instructions
+                .map_or_else(|| "no bf16".to_owned(), |name| format!("bf16 with {name}")),
+            report.cpu_features.join(", ")
+        ),
     );
     for (name, text) in cuda_in_words(report.cuda.as_deref()) {
         line(name, text);

@@ -100,7 +100,7 @@ fn what_this_build_cannot_do_is_refused_before_anything_is_written() {
         job.run_into("results").expect(2).says([message, "hint: "]);
         assert!(!job.at("results").exists(), "{key}");
     }
-    job().on_cpu().set("model.precision", "bf16").run_into("results").expect(2).says(["bf16", "hint: "]);
+    job().on_cpu().set("model.precision", "fp16").run_into("results").expect(2).says(["fp16", "hint: "]);
     job()
         .simulating("fault=bang")
         .run_into("results")

@@ -81,8 +81,14 @@ impl Golden {
     /// Fails the test unless `got` is within the manifest's tolerance for fp32.
     #[track_caller]
     pub(crate) fn assert_close(&self, got: &[f32], expected: &[f64], what: &str) {
+        self.assert_near("fp32", got, expected, what);
+    }
+
+    /// Fails the test unless `got` is within the manifest's tolerance for `precision`.
+    #[track_caller]
+    fn assert_near(&self, precision: &str, got: &[f32], expected: &[f64], what: &str) {
         assert_eq!(got.len(), expected.len(), "{what}");
-        let tolerance = self.tolerances["fp32"];
+        let tolerance = self.tolerances[precision];
         let sum = |term: &dyn Fn(f64, f64) -> f64| -> f64 {
             got.iter().zip(expected).map(|(&got, &expected)| term(f64::from(got), expected)).sum()
         };
@@ -150,6 +156,24 @@ fn every_form_of_the_weights_gives_the_reference_values() {
 
         let values: Vec<_> = embeddings.values().map(|values| bits(values)).collect();
         assert_eq!(first.get_or_insert_with(|| values.clone()), &values, "{form}");
+    }
+}
+
+#[test]
+fn bf16_on_the_cpu_is_near_the_reference_or_refused() {
+    let golden = Golden::read();
+    let job = golden.job().set("model.precision", "bf16");
+    if kernels::cpu::bf16_instructions().is_none() {
+        job.run_into("results").expect(2).says(["`bf16` cannot be used: `cpu` (fp32)", "hint: "]);
+        return;
+    }
+    let outcome = job.done_into("results");
+    assert_eq!(outcome.run["identity"]["model.precision"], "bf16");
+    let embeddings = outcome.by_id();
+    let exact = golden.job().done_into("exact").by_id();
+    for (id, expected) in golden.variant("full") {
+        golden.assert_near("bf16", &embeddings[id], expected, id);
+        assert_ne!(embeddings[id], exact[id], "{id} was computed in fp32");
     }
 }
 
