@@ -82,6 +82,8 @@ impl<B: Backend> BurnEngine<B> {
             hidden: config.hidden,
             weights_bytes: network.weights_bytes(),
             bytes_per_token: 4 * floats_per_token as u64,
+            token_budget: None,
+            slots: 2,
         };
         Ok(Self { network, options, products, exact, pool: None, memory: None, description })
     }
