@@ -89,13 +89,11 @@ fn warm_up(machine: &GpuMachine) {
     });
 }
 
-/// Batches of one tile of rows: a product of more rows may be computed by another algorithm, whose sums end in other
-/// digits, and where a batch is cut depends on the devices that are left.
 fn job(devices: &str) -> JobFolder {
     JobFolder::new(fasta(21, 60, 5..120))
         .set("output.segment_sequences", 16)
         .set("devices.use", devices)
-        .set("packing.token_budget", 128)
+        .set("packing.token_budget", 600)
 }
 
 /// Largest difference of a value, and the least cosine of a row.
@@ -112,6 +110,17 @@ fn compare(one: &Outcome, other: &Outcome) -> (f32, f32) {
         cosine = cosine.min((dot(x, y) / (dot(x, x) * dot(y, y)).sqrt()) as f32);
     }
     (difference, cosine)
+}
+
+#[test]
+fn values_do_not_depend_on_the_size_of_batches() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    for tokens in [200, 384] {
+        let job = job(r#"["cuda:0"]"#).set("packing.token_budget", tokens);
+        machine
+            .done(&job, "results", "")
+            .assert_same(machine.undisturbed(), &format!("batches of {tokens} tokens"));
+    }
 }
 
 #[test]
@@ -280,7 +289,7 @@ fn an_auto_job_goes_on_in_the_precision_it_began_with() {
     let begun = machine.done(&job, "results", "");
     assert_eq!(begun.run["identity"]["model.precision"], "fp16");
     // The machine of the next session has no GPU.
-    job.run_into("results").expect(2).says(["begun in fp16, which `cpu` cannot compute in", "--fresh"]);
+    job.run_into("results").expect(2).says(["begun in fp16, which `cpu` (fp32", "--fresh"]);
     let cpu = job.set("output.directory", "\"other\"");
     cpu.done_into("other");
     let again = machine.done(&cpu, "other", "");

@@ -15,13 +15,6 @@ use crate::{
     Batch, Embeddings, Engine, EngineDescription, EngineError, EngineOptions, Model, Precision, Progress,
 };
 
-/// Parts of the token budget whose products are timed at start-up: the last batches of a job, and those of a device
-/// that ran out of memory, are smaller.
-const TIMED_PARTS: [usize; 3] = [1, 2, 4];
-
-/// Fewest rows that are worth timing.
-const TIMED_ROWS_MIN: usize = 512;
-
 /// A model on a GPU.
 pub struct CudaEngine {
     // Dropped in this order: batches under way, then what they compute with.
@@ -120,6 +113,8 @@ impl CudaEngine {
         }
         self.encoder.ops_mut().record();
         let run = self.run(batch, &Progress::default());
+        // The rows are here, but nobody has waited for the end of the copy of the input.
+        self.encoder.ops_mut().settle(batch.token_count())?;
         let profile = self.encoder.ops_mut().recorded();
         run?;
         match profile {
@@ -133,20 +128,13 @@ impl CudaEngine {
     /// Timed after a made-up batch, so that activations look like a protein's: on zeros the hardware runs faster than
     /// on real numbers.
     fn tune(&mut self, budget: usize) -> Result<(), EngineError> {
-        let rows = |part: usize| (budget / part).next_multiple_of(128).min(budget);
-        let sizes: Vec<usize> = TIMED_PARTS
-            .into_iter()
-            .map(rows)
-            .filter(|&rows| rows == budget || rows >= TIMED_ROWS_MIN)
-            .collect();
-        let mut known = true;
-        for &rows in &sizes {
-            self.encoder.visit_products(budget, |ops, _, linear, epilogue, _| {
-                known &= ops.recall(rows, linear, epilogue)?;
-                Ok(())
-            })?;
+        let rows = super::memory::rows(budget, budget);
+        self.encoder.ops_mut().set_rows_full(rows);
+        if self.recall(rows, budget)? {
+            return Ok(());
         }
-        if known {
+        let _alone = self.encoder.ops_mut().time_alone();
+        if self.recall(rows, budget)? {
             return Ok(());
         }
         self.begin(&warm_up(budget), false, &Progress::default())?;
@@ -155,11 +143,9 @@ impl CudaEngine {
             Ok(_) | Err(EngineError::NonFinite { .. }) => {}
             Err(error) => return Err(error),
         }
-        for rows in sizes {
-            self.encoder.visit_products(budget, |ops, x, linear, epilogue, out| {
-                ops.tune(rows, x, linear, epilogue, out)
-            })?;
-        }
+        self.encoder.visit_products(budget, |ops, x, linear, epilogue, out| {
+            ops.tune(rows, x, linear, epilogue, out)
+        })?;
         // Adding up residual sums many times over may have made infinities.
         self.encoder.visit_products(budget, |ops, x, _, _, out| {
             ops.clear(x)?;
@@ -172,6 +158,16 @@ impl CudaEngine {
             ));
         }
         self.encoder.ops_mut().settle(0)
+    }
+
+    /// Takes the algorithms of an earlier start; false if one is missing.
+    fn recall(&mut self, rows: usize, budget: usize) -> Result<bool, EngineError> {
+        let mut known = true;
+        self.encoder.visit_products(budget, |ops, _, linear, epilogue, _| {
+            known &= ops.recall(rows, linear, epilogue)?;
+            Ok(())
+        })?;
+        Ok(known)
     }
 
     fn enqueue(

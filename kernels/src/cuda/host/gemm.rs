@@ -1,11 +1,11 @@
 //! Matrix products by cuBLASLt, with an algorithm chosen once for each shape.
 //!
 //! The library's own choice is an estimate; timing its best candidates on the device finds what is faster. That is
-//! done at start-up for a few numbers of rows and kept on disk ([`super::plans`]); other numbers of rows take the
-//! choice of the next larger one timed, if the library says that it fits, or else the library's first estimate.
+//! done at start-up, at the tokens of a full batch, and kept on disk ([`super::plans`]).
 //!
-//! Algorithms that split the inner dimension over several blocks are left out: these products are wide enough, and a
-//! row's sum then depends on nothing but the row and the algorithm.
+//! The same algorithm then computes batches of any size: another one might add up in another order, and values must
+//! not depend on the batch that a sequence is in. Small batches pay for that, a little. Algorithms that split the
+//! inner dimension over several blocks are left out where there are others.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -22,7 +22,7 @@ use super::device::Gpu;
 use super::error::{CudaError, During};
 use super::libraries::{self, CudaLibrary};
 use super::memory::WORKSPACE_BYTES;
-use super::plans::{Choice, Fused, Plans, Shape};
+use super::plans::{Choice, Fused, Plans, Product, Shape};
 use super::time::Stopwatch;
 use crate::cuda::Number;
 
@@ -126,12 +126,6 @@ impl Plan {
     }
 }
 
-/// The number of rows whose choice serves for `rows`: the next larger one timed. What was fastest for more than twice
-/// the rows says little.
-fn nearest(timed: &[usize], rows: usize) -> Option<usize> {
-    timed.iter().copied().find(|&timed| timed >= rows && timed <= 2 * rows)
-}
-
 /// Places of a product's operands on the device, all aligned to 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operands {
@@ -141,6 +135,15 @@ pub(super) struct Operands {
     pub(super) weight: u64,
     /// [rows, outputs].
     pub(super) out: u64,
+}
+
+/// The algorithm of a product.
+#[derive(Clone, Copy)]
+struct Chosen {
+    algorithm: [u64; 8],
+    rows: usize,
+    /// Whether it was timed: then operands have at least so many rows.
+    timed: bool,
 }
 
 struct Handle(sys::cublasLtHandle_t);
@@ -158,8 +161,10 @@ pub(super) struct Gemm {
     workspace: DeviceBytes,
     stored: Plans,
     plans: HashMap<Shape, Plan>,
-    /// Numbers of rows that were timed, ascending.
-    timed: Vec<usize>,
+    /// The algorithm of each product, whatever its rows, and the rows that it was chosen at.
+    chosen: HashMap<Product, Chosen>,
+    /// Rows of a full batch.
+    rows_full: usize,
     unwritten: bool,
 }
 
@@ -181,7 +186,29 @@ impl Gemm {
         let driver = version(CudaLibrary::Driver);
         let device = [gpu.name(), &gpu.capability().to_string(), &driver, &library];
         let stored = Plans::read(folder, &device);
-        Ok(Self { handle, workspace, stored, plans: HashMap::new(), timed: Vec::new(), unwritten: false })
+        Ok(Self {
+            handle,
+            workspace,
+            stored,
+            plans: HashMap::new(),
+            chosen: HashMap::new(),
+            rows_full: 0,
+            unwritten: false,
+        })
+    }
+
+    /// Says how many rows a full batch has: algorithms are chosen for that.
+    pub(super) fn set_rows_full(&mut self, rows: usize) {
+        self.rows_full = rows;
+    }
+
+    /// Lets one process at a time time products, and takes what another has found meanwhile; held until dropped.
+    ///
+    /// Two GPUs of a kind must not choose differently because both started at once.
+    pub(super) fn alone(&mut self) -> Option<std::fs::File> {
+        let lock = self.stored.lock();
+        self.stored.read_again();
+        lock
     }
 
     /// Starts `out = x · weightᵀ`, then what `descriptor` adds.
@@ -207,14 +234,13 @@ impl Gemm {
         if !self.fits(&plan, descriptor) {
             return Ok(false);
         }
-        self.timed(shape, plan);
+        self.choose(shape, plan);
         Ok(true)
     }
 
-    fn timed(&mut self, shape: Shape, plan: Plan) {
-        if let Err(place) = self.timed.binary_search(&shape.rows) {
-            self.timed.insert(place, shape.rows);
-        }
+    fn choose(&mut self, shape: Shape, plan: Plan) {
+        let chosen = Chosen { algorithm: plan.algorithm.data, rows: shape.rows, timed: true };
+        self.chosen.insert(shape.product(), chosen);
         self.plans.insert(shape, plan);
     }
 
@@ -246,7 +272,7 @@ impl Gemm {
             status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
         })?;
         plan.algorithm.data = best.algorithm;
-        self.timed(shape, plan);
+        self.choose(shape, plan);
         self.stored.put(&shape, best);
         self.unwritten = true;
         Ok(())
@@ -262,22 +288,38 @@ impl Gemm {
         if std::mem::take(&mut self.unwritten) { self.stored.write() } else { Ok(()) }
     }
 
-    fn plan(&self, shape: Shape, descriptor: &Descriptor) -> Result<Plan, CudaError> {
-        let mut plan = Plan::new(shape, [0; 8])?;
-        let choice =
-            nearest(&self.timed, shape.rows).and_then(|rows| self.stored.get(&Shape { rows, ..shape }));
-        if let Some(choice) = choice {
-            plan.algorithm.data = choice.algorithm;
-            if self.fits(&plan, descriptor) {
-                return Ok(plan);
+    fn plan(&mut self, shape: Shape, descriptor: &Descriptor) -> Result<Plan, CudaError> {
+        let known = self.chosen.get(&shape.product()).copied();
+        let chosen = match known {
+            Some(chosen) => chosen,
+            None => {
+                let rows = self.rows_full.max(1);
+                let algorithm = self.estimate(Shape { rows, ..shape }, descriptor)?;
+                let chosen = Chosen { algorithm, rows, timed: false };
+                self.chosen.insert(shape.product(), chosen);
+                chosen
             }
+        };
+        let plan = Plan::new(shape, chosen.algorithm)?;
+        if self.fits(&plan, descriptor) {
+            return Ok(plan);
         }
+        if chosen.timed && shape.rows <= chosen.rows {
+            // Rows beyond the batch's are computed in vain, so that the others have the bits they always have.
+            return Plan::new(Shape { rows: chosen.rows, ..shape }, chosen.algorithm);
+        }
+        Plan::new(shape, self.estimate(shape, descriptor)?)
+    }
+
+    /// The library's first estimate.
+    fn estimate(&self, shape: Shape, descriptor: &Descriptor) -> Result<[u64; 8], CudaError> {
+        let plan = Plan::new(shape, [0; 8])?;
         let first = self.candidates(&plan, descriptor, 1)?.into_iter().next();
-        plan.algorithm = first.ok_or(CudaError::Blas {
+        let first = first.ok_or(CudaError::Blas {
             doing: "looking for an algorithm for a matrix product",
             status: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
         })?;
-        Ok(plan)
+        Ok(first.data)
     }
 
     /// Whether the library runs this plan's algorithm for its shape.
@@ -439,28 +481,5 @@ impl Drop for Preference {
     fn drop(&mut self) {
         // SAFETY: created once, destroyed once.
         let _ = unsafe { result::destroy_matmul_pref(self.0) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::nearest;
-
-    #[test]
-    fn a_choice_serves_for_fewer_rows_down_to_half() {
-        let timed = [8_448, 16_896, 33_792];
-        for (rows, found) in [
-            (33_792, Some(33_792)),
-            (17_000, Some(33_792)),
-            (16_896, Some(16_896)),
-            (8_449, Some(16_896)),
-            (8_448, Some(8_448)),
-            (4_224, Some(8_448)),
-            (4_223, None),
-            (33_793, None),
-        ] {
-            assert_eq!(nearest(&timed, rows), found, "{rows}");
-        }
-        assert_eq!(nearest(&[], 128), None);
     }
 }

@@ -202,6 +202,16 @@ impl CudaOps {
         Ok(())
     }
 
+    /// Says how many rows a full batch has; see [`Gemm::set_rows_full`].
+    pub(super) fn set_rows_full(&mut self, rows: usize) {
+        self.gemm.set_rows_full(rows);
+    }
+
+    /// Lets this process alone time products; see [`Gemm::alone`].
+    pub(super) fn time_alone(&mut self) -> Option<std::fs::File> {
+        self.gemm.alone()
+    }
+
     /// Whether an earlier start has timed products of `rows` rows of this layer; see [`Gemm::recall`].
     pub(super) fn recall(
         &mut self,

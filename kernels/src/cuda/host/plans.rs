@@ -7,11 +7,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::cuda::Number;
+
+/// Longest wait for another process that times products: longer than that takes for the largest model.
+const LOCK_MAX: Duration = Duration::from_secs(60);
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// What follows a product inside the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,12 +42,33 @@ pub(super) struct Shape {
     pub(super) fused: Fused,
 }
 
+/// Rows from which on all batches of a GPU's full size take the same algorithm. Between two starts, and between two
+/// GPUs of a kind, the memory that is free differs a little, and with it a full batch.
+const MANY_ROWS: usize = 4_096;
+
 impl Shape {
+    /// What it is whatever its rows.
+    pub(super) fn product(&self) -> Product {
+        let Self { outputs, inputs, number, out, fused, .. } = *self;
+        Product { outputs, inputs, number, out, fused }
+    }
+
     /// Its name in the file.
     fn key(&self) -> String {
         let Self { rows, outputs, inputs, number, out, fused } = self;
-        format!("{rows}x{outputs}x{inputs} {number} {out} {fused:?}")
+        let rows = if *rows >= MANY_ROWS { "many" } else { "few" };
+        format!("{rows} x {outputs} x {inputs} {number} {out} {fused:?}")
     }
+}
+
+/// A product of any number of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Product {
+    outputs: usize,
+    inputs: usize,
+    number: Number,
+    out: Number,
+    fused: Fused,
 }
 
 /// A chosen algorithm, in cuBLASLt's own words.
@@ -71,12 +97,32 @@ impl Plans {
     /// Reads the choices for `device`: all that they depend on, such as GPU, driver and library.
     pub(super) fn read(folder: Option<&Path>, device: &[&str]) -> Self {
         let file = folder.map(|folder| folder.join(format!("{}.plans", digest(device))));
-        let stored = |path: &PathBuf| {
-            let stored: Stored = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-            (stored.digest == digest_of(&stored.choices)?).then_some(stored.choices)
-        };
-        let choices = file.as_ref().and_then(stored).unwrap_or_default();
+        let choices = file.as_deref().and_then(stored).unwrap_or_default();
         Self { file, choices }
+    }
+
+    /// Reads what other processes have written meanwhile.
+    pub(super) fn read_again(&mut self) {
+        let read = self.file.as_deref().and_then(stored);
+        for (key, choice) in read.into_iter().flatten() {
+            self.choices.insert(key, choice);
+        }
+    }
+
+    /// Waits until no other process times products of this kind of GPU, though not for ever; `None` where that
+    /// cannot be told.
+    pub(super) fn lock(&self) -> Option<fs::File> {
+        let file = self.file.as_ref()?.with_extension("lock");
+        fs::create_dir_all(file.parent()?).ok()?;
+        let lock = fs::File::options().create(true).append(true).open(file).ok()?;
+        let until = Instant::now() + LOCK_MAX;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Some(lock),
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_POLL),
+                Err(_) => return None,
+            }
+        }
     }
 
     pub(super) fn get(&self, shape: &Shape) -> Option<Choice> {
@@ -105,6 +151,12 @@ impl Plans {
         }
         written
     }
+}
+
+/// The choices in a file; `None` if it is absent or damaged.
+fn stored(file: &Path) -> Option<BTreeMap<String, Choice>> {
+    let stored: Stored = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    (stored.digest == digest_of(&stored.choices)?).then_some(stored.choices)
 }
 
 fn digest(parts: &[&str]) -> String {
@@ -141,7 +193,8 @@ mod tests {
         plans.write().unwrap();
         let again = Plans::read(Some(folder.path()), &device);
         assert_eq!(again.get(&shape(128)), Some(CHOICE));
-        assert_eq!(again.get(&shape(256)), None);
+        assert_eq!(again.get(&shape(256)), Some(CHOICE), "the same, whatever the rows");
+        assert_eq!(again.get(&shape(33_792)), None, "but of a GPU with much more memory");
         for other in [
             Shape { outputs: 21, ..shape(128) },
             Shape { inputs: 31, ..shape(128) },
@@ -176,6 +229,25 @@ mod tests {
         }
         plans.write().unwrap();
         assert_eq!(Plans::read(Some(folder.path()), &["a"]).get(&shape(128)), Some(CHOICE));
+    }
+
+    #[test]
+    fn one_process_at_a_time_times_and_the_next_finds_what_it_has_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = Plans::read(Some(folder.path()), &["a"]);
+        let mut second = Plans::read(Some(folder.path()), &["a"]);
+        let held = first.lock().unwrap();
+        let waiting = std::thread::spawn(move || {
+            let lock = second.lock();
+            second.read_again();
+            (lock.is_some(), second.get(&shape(128)))
+        });
+        std::thread::sleep(2 * LOCK_POLL);
+        assert!(!waiting.is_finished());
+        first.put(&shape(128), CHOICE);
+        first.write().unwrap();
+        drop(held);
+        assert_eq!(waiting.join().unwrap(), (true, Some(CHOICE)));
     }
 
     #[test]
