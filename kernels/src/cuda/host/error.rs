@@ -48,6 +48,14 @@ pub enum CudaError {
         /// What the library answered.
         status: cublasStatus_t,
     },
+    /// A product was not started although the device works.
+    #[error("{doing} was refused with {status:?}")]
+    Refused {
+        /// What was tried.
+        doing: &'static str,
+        /// What the library answered.
+        status: cublasStatus_t,
+    },
     /// A call to the run-time compiler failed, other than for what it compiled.
     #[error("{doing} failed with {status:?}")]
     Nvrtc {
@@ -147,6 +155,7 @@ impl CudaError {
             Self::NoSuchGpu { .. } => Class::Device,
             Self::Driver { code, .. } => driver_class(*code),
             Self::Blas { status, .. } => blas_class(*status),
+            Self::Refused { .. } => Class::Batch,
             Self::Nvrtc { status: nvrtcResult::NVRTC_ERROR_OUT_OF_MEMORY, .. } => Class::Batch,
             Self::Nvrtc { .. } => Class::Installation,
         }
@@ -160,6 +169,12 @@ impl CudaError {
     /// Whether no call in this process can succeed any more.
     pub fn is_sticky(&self) -> bool {
         self.class() == Class::Device
+    }
+
+    /// Whether cuBLASLt refused an algorithm, which another one may put right.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+            || matches!(self, Self::Blas { .. } if self.class() == Class::Batch)
     }
 
     /// What it means for an engine that was running a batch of `tokens`, 0 if it was not.

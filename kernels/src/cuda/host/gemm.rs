@@ -29,8 +29,19 @@ use crate::cuda::Number;
 /// Candidates that are timed for a shape: beyond the library's first few none was found faster by its users.
 const CANDIDATES: usize = 8;
 
-/// Runs of a candidate, after one to warm up; their median counts.
+/// Measurements of a candidate; their median counts.
 const REPEATS: usize = 5;
+
+/// A measurement takes at least so long, if need be by several runs: single ones of a small model are shorter than
+/// the clock is exact.
+const LONG_ENOUGH_US: f32 = 300.0;
+const RUNS_MAX: f32 = 16.0;
+
+/// A candidate that took so many times the best one's time at first is not measured.
+const HOPELESS: f32 = 1.5;
+
+/// Part of the best one's time that a later candidate must stay below.
+const CLEARLY: f32 = 0.98;
 
 fn data_type(number: Number) -> sys::cudaDataType {
     match number {
@@ -224,7 +235,17 @@ impl Gemm {
             let plan = self.plan(shape, descriptor)?;
             self.plans.insert(shape, plan);
         }
-        self.multiply(stream, &self.plans[&shape], descriptor, operands)
+        let result = self.multiply(stream, &self.plans[&shape], descriptor, operands);
+        match (result, self.chosen.get(&shape.product()).copied()) {
+            // What the library accepted when it was asked it may still refuse to run.
+            (Err(error), Some(chosen)) if error.is_refusal() => {
+                let plan = self.instead(shape, chosen, descriptor)?;
+                self.multiply(stream, &plan, descriptor, operands)?;
+                self.plans.insert(shape, plan);
+                Ok(())
+            }
+            (result, _) => result,
+        }
     }
 
     /// Takes the algorithm that an earlier start found for a shape; false if there is none that fits.
@@ -257,13 +278,15 @@ impl Gemm {
         let stopwatch = Stopwatch::new(stream)?;
         for algorithm in self.candidates(&plan, descriptor, CANDIDATES)? {
             plan.algorithm = algorithm;
-            let microseconds = match self.time(stream, &stopwatch, &plan, descriptor, operands) {
-                Ok(microseconds) => microseconds,
+            let fastest = best.map(|best| best.microseconds);
+            let microseconds = match self.time(stream, &stopwatch, (&plan, descriptor, operands), fastest) {
+                Ok(Some(microseconds)) => microseconds,
                 Err(error) if error.is_sticky() => return Err(error),
                 // A candidate that does not run after all is none.
-                Err(_) => continue,
+                Ok(None) | Err(_) => continue,
             };
-            if best.is_none_or(|best| microseconds < best.microseconds) {
+            // The library's order counts unless another is clearly faster: noise must not choose.
+            if fastest.is_none_or(|fastest| microseconds < CLEARLY * fastest) {
                 best = Some(Choice { algorithm: algorithm.data, microseconds });
             }
         }
@@ -304,7 +327,12 @@ impl Gemm {
         if self.fits(&plan, descriptor) {
             return Ok(plan);
         }
-        if chosen.timed && shape.rows <= chosen.rows {
+        self.instead(shape, chosen, descriptor)
+    }
+
+    /// For rows with which the chosen algorithm does not run.
+    fn instead(&self, shape: Shape, chosen: Chosen, descriptor: &Descriptor) -> Result<Plan, CudaError> {
+        if chosen.timed && shape.rows < chosen.rows {
             // Rows beyond the batch's are computed in vain, so that the others have the bits they always have.
             return Plan::new(Shape { rows: chosen.rows, ..shape }, chosen.algorithm);
         }
@@ -406,21 +434,29 @@ impl Gemm {
             .collect())
     }
 
+    /// Median time of a product in microseconds; `None` if it is clearly slower than `best`.
     fn time(
         &self,
         stream: &CudaStream,
         stopwatch: &Stopwatch,
-        plan: &Plan,
-        descriptor: &Descriptor,
-        operands: Operands,
-    ) -> Result<f32, CudaError> {
-        self.multiply(stream, plan, descriptor, operands)?;
+        (plan, descriptor, operands): (&Plan, &Descriptor, Operands),
+        best: Option<f32>,
+    ) -> Result<Option<f32>, CudaError> {
+        let multiply = || self.multiply(stream, plan, descriptor, operands);
+        // The first run loads the code.
+        multiply()?;
+        let once = stopwatch.microseconds(stream, multiply)?;
+        if best.is_some_and(|best| once > HOPELESS * best) {
+            return Ok(None);
+        }
+        let runs = (LONG_ENOUGH_US / once.max(1.0)).ceil().clamp(1.0, RUNS_MAX) as usize;
         let mut times = [0.0; REPEATS];
         for time in &mut times {
-            *time = stopwatch.microseconds(stream, || self.multiply(stream, plan, descriptor, operands))?;
+            let together = stopwatch.microseconds(stream, || (0..runs).try_for_each(|_| multiply()))?;
+            *time = together / runs as f32;
         }
         times.sort_by(f32::total_cmp);
-        Ok(times[REPEATS / 2])
+        Ok(Some(times[REPEATS / 2]))
     }
 
     /// Row-major [rows, n] is the library's column-major [n, rows]: `outᵀ = weight · xᵀ`, of which the weight lies
@@ -458,7 +494,24 @@ impl Gemm {
                 stream.cu_stream().cast(),
             )
         }
-        .during("a matrix product")
+        .map_err(|error| self.what_failed(stream, error))
+    }
+}
+
+impl Gemm {
+    /// The library answers alike when one start was refused and when the device has failed: the device tells.
+    fn what_failed(&self, stream: &CudaStream, error: result::CublasError) -> CudaError {
+        use sys::cublasStatus_t as Status;
+        let doing = "a matrix product";
+        let unclear =
+            matches!(error.0, Status::CUBLAS_STATUS_EXECUTION_FAILED | Status::CUBLAS_STATUS_INTERNAL_ERROR);
+        if !unclear {
+            return CudaError::Blas { doing, status: error.0 };
+        }
+        match stream.synchronize().during(doing) {
+            Ok(()) => CudaError::Refused { doing, status: error.0 },
+            Err(failed) => failed,
+        }
     }
 }
 
