@@ -1,5 +1,6 @@
 //! Progress for people: the dashboard or a bar on a terminal, otherwise a key=value line now and then.
 
+use std::ffi::OsStr;
 use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +33,7 @@ impl Display {
     /// # Errors
     /// If the dashboard is asked for by name and there is no terminal for it.
     pub(crate) fn choose(telemetry: &config::Telemetry) -> Result<Self, Failure> {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let moves = moves_cursor(std::env::var_os("TERM").as_deref());
         Ok(match telemetry.progress {
             ProgressDisplay::Lines => Self::Lines,
             ProgressDisplay::None => Self::Nothing,
@@ -44,9 +45,10 @@ impl Display {
             }
             ProgressDisplay::Dashboard => Self::Dashboard,
             ProgressDisplay::Auto if telemetry.log_format == LogFormat::Json => Self::Lines,
-            ProgressDisplay::Auto if !std::io::stderr().is_terminal() => Self::Lines,
+            // A bar, too, is drawn on itself: such a terminal would show nothing at all.
+            ProgressDisplay::Auto if !std::io::stderr().is_terminal() || !moves => Self::Lines,
             // A job in the background would be stopped for taking the terminal.
-            ProgressDisplay::Auto if has_terminal() && !dumb && screen::is_in_foreground() => Self::Dashboard,
+            ProgressDisplay::Auto if has_terminal() && screen::is_in_foreground() => Self::Dashboard,
             ProgressDisplay::Auto => Self::Bar,
         })
     }
@@ -56,6 +58,11 @@ impl Display {
     pub(crate) fn has_bar(self) -> bool {
         matches!(self, Self::Dashboard | Self::Bar)
     }
+}
+
+/// Whether a terminal of this `TERM` can be drawn on again where it was drawn on before.
+fn moves_cursor(term: Option<&OsStr>) -> bool {
+    term.is_some_and(|term| !term.is_empty() && term != "dumb")
 }
 
 /// Whether a full screen can be shown and keys read.
@@ -174,6 +181,10 @@ fn activity(snapshot: &Snapshot) -> &'static str {
     if snapshot.disk_full {
         // For what reason, the log says.
         "writing is paused"
+    } else if snapshot.stopping {
+        "stopping"
+    } else if snapshot.paused {
+        "paused"
     } else if snapshot.sequences_computed == 0 {
         "loading"
     } else {
@@ -232,6 +243,17 @@ mod tests {
         assert_eq!(activity(&snapshot), "running");
         snapshot.disk_full = true;
         assert_eq!(activity(&snapshot), "writing is paused");
+        let paused = Snapshot { paused: true, ..Snapshot::default() };
+        assert_eq!(activity(&paused), "paused");
+        assert_eq!(activity(&Snapshot { stopping: true, ..paused }), "stopping");
+    }
+
+    #[test]
+    fn a_terminal_that_cannot_move_its_cursor_gets_lines() {
+        for (term, moves) in [(None, false), (Some(""), false), (Some("dumb"), false), (Some("xterm"), true)]
+        {
+            assert_eq!(moves_cursor(term.map(OsStr::new)), moves, "{term:?}");
+        }
     }
 
     #[test]

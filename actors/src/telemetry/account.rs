@@ -297,7 +297,10 @@ impl Account {
         let computed = snapshot.residues_resumed + snapshot.residues_computed();
         // Records with equal residues are computed once: what is committed may be more.
         let done = computed.max(snapshot.residues_committed);
-        snapshot.remaining = self.pace.remaining(snapshot.residues_total.saturating_sub(done), now);
+        // While it does not go on as it did, nobody can say.
+        let goes_on = !(snapshot.paused || snapshot.disk_full || snapshot.stopping);
+        let left = snapshot.residues_total.saturating_sub(done);
+        snapshot.remaining = self.pace.remaining(left, now).filter(|_| goes_on);
         let began = self.pace.began().unwrap_or(now);
         for (view, account) in snapshot.devices.iter_mut().zip(&mut self.devices) {
             view.tokens_per_s_now = rate(&mut account.tokens, began, now);
