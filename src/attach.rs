@@ -103,7 +103,27 @@ pub(crate) fn open(folder: &ResultFolder, request: &Request) -> Result<Option<Un
 }
 
 fn does_not_answer(folder: &ResultFolder, error: &std::io::Error) -> Failure {
-    Failure::new(Exit::Failed, format!("the job in `{}` does not answer: {error}", folder.0.display()))
+    let folder_name = folder.0.display();
+    if !is_timeout(error) {
+        return Failure::new(Exit::Failed, format!("the job in `{folder_name}` does not answer: {error}"));
+    }
+    let who = kept_snapshot(folder).map(|snapshot| snapshot.job).filter(|job| job.process > 0);
+    let (who, go_on) = match who {
+        Some(job) => {
+            (format!(" (process {} on {})", job.process, job.host), format!("`kill -CONT {}`", job.process))
+        }
+        None => (String::new(), "`kill -CONT`".to_owned()),
+    };
+    Failure::new(Exit::Failed, format!("the job in `{folder_name}`{who} runs and does not answer")).hint(
+        format!(
+            "it may be suspended (Ctrl-Z): `fg` there or {go_on} lets it go on, and then it may still do what it was asked"
+        ),
+    )
+}
+
+/// Whether a socket's time limit has passed.
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
 /// Asks the job that runs in a folder; `None` if none does.

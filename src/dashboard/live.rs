@@ -47,6 +47,7 @@ pub(crate) async fn show(
             });
         }),
         answers: received,
+        heard_at: None,
         left: Arc::new(AtomicBool::new(false)),
     };
     let model = Model::new(Home::Job { outlives: crate::signals::is_hangup_ignored() }, folder);

@@ -22,6 +22,8 @@ const PAGE: usize = 10;
 /// Something that happened.
 pub(super) enum Event {
     Snapshot(Arc<Snapshot>),
+    /// For so many seconds there has been no snapshot, although the job is there.
+    Silent(u64),
     /// Lines of the log that the snapshot does not tell.
     Logged(Vec<LogLine>),
     /// The job sends no more.
@@ -86,6 +88,8 @@ pub(super) struct Model {
     /// The same for each device.
     pub(super) device_histories: Vec<VecDeque<u64>>,
     pub(super) ended: Option<Ended>,
+    /// Seconds since the last snapshot, where one is overdue.
+    pub(super) silent_s: Option<u64>,
     pub(super) page: Page,
     pub(super) helping: bool,
     pub(super) question: Option<Question>,
@@ -115,6 +119,7 @@ impl Model {
             history: VecDeque::new(),
             device_histories: Vec::new(),
             ended: None,
+            silent_s: None,
             page: Page::Overview,
             helping: false,
             question: None,
@@ -133,6 +138,7 @@ impl Model {
     pub(super) fn update(&mut self, event: Event) -> Action {
         match event {
             Event::Snapshot(snapshot) => self.took(snapshot),
+            Event::Silent(seconds) => self.silent_s = Some(seconds),
             Event::Logged(lines) => {
                 let at_s = self.elapsed_s();
                 for LogLine { level, device, text } in lines {
@@ -166,6 +172,7 @@ impl Model {
         }
         self.selected = self.selected.min(snapshot.devices.len().saturating_sub(1));
         self.snapshot = Some(snapshot);
+        self.silent_s = None;
         if self.elapsed_s() > self.said_at_s + MESSAGE_S {
             self.message = None;
         }
@@ -321,6 +328,8 @@ pub(super) enum Standing {
     Done,
     Stopped,
     Failed,
+    /// It is there and says nothing: suspended, or stuck.
+    Silent,
     /// It ended without a word: killed, or the machine went down.
     Gone,
 }
@@ -336,6 +345,9 @@ impl Standing {
             };
         }
         let Some(snapshot) = &model.snapshot else { return Self::Connecting };
+        if model.silent_s.is_some() {
+            return Self::Silent;
+        }
         let count = |wanted: &[DeviceState]| {
             snapshot.devices.iter().filter(|device| wanted.contains(&device.state)).count()
         };
@@ -373,6 +385,7 @@ impl Standing {
             Self::Done => "done",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
+            Self::Silent => "no answer",
             Self::Gone => "ended",
         }
     }

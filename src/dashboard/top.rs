@@ -61,6 +61,7 @@ pub(crate) fn top(arguments: &FolderArguments) -> Result<Exit, Failure> {
         ended: Some(ended),
         ask: Box::new(move |request| ask(asked_in.clone(), request, answers.clone())),
         answers: answered,
+        heard_at: Some(Instant::now()),
         left,
     };
     let _restored = GiveBack;

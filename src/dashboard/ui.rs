@@ -17,6 +17,9 @@ use crate::logging;
 /// Least time between two frames: the screen is drawn at most ten times a second, and only when something changed.
 const FRAME_INTERVAL: Duration = Duration::from_millis(100);
 
+/// A job that has not sent a snapshot for so long says nothing: it sends four a second.
+const SILENT_MIN: Duration = Duration::from_secs(3);
+
 /// An answer to a wish.
 pub(super) type Asked = (Request, Result<Option<String>, String>);
 
@@ -28,6 +31,8 @@ pub(super) struct Job {
     /// Takes a wish and returns at once.
     pub(super) ask: Box<dyn Fn(Request) + Send>,
     pub(super) answers: flume::Receiver<Asked>,
+    /// When the last snapshot came; `None` where the job is this process, which is never silent on its own.
+    pub(super) heard_at: Option<Instant>,
     /// Set by signals that end the dashboard alone.
     pub(super) left: Arc<AtomicBool>,
 }
@@ -52,6 +57,7 @@ pub(super) fn show(mut model: Model, mut job: Job) -> io::Result<Closed> {
     let mut stale = true;
     job.snapshots.mark_changed();
     let mut keys = Vec::new();
+    let mut silent_s = 0;
     loop {
         if job.left.load(Ordering::Relaxed) {
             return Ok(Closed::Left);
@@ -65,6 +71,12 @@ pub(super) fn show(mut model: Model, mut job: Job) -> io::Result<Closed> {
         if model.ended.is_none() && !job.look(&mut happened) {
             return Ok(Closed::JobEnded);
         }
+        // Told once a second, not with every look.
+        let silence = job.silence();
+        if let Some(seconds) = silence.filter(|&seconds| model.ended.is_none() && seconds != silent_s) {
+            happened.push(Event::Silent(seconds));
+        }
+        silent_s = silence.unwrap_or(0);
         for event in happened {
             stale = true;
             match model.update(event) {
@@ -83,6 +95,12 @@ pub(super) fn show(mut model: Model, mut job: Job) -> io::Result<Closed> {
 }
 
 impl Job {
+    /// Seconds without a snapshot, where one is overdue.
+    fn silence(&self) -> Option<u64> {
+        let silent = self.heard_at?.elapsed();
+        (silent >= SILENT_MIN).then_some(silent.as_secs())
+    }
+
     /// Notes what is new of the job. Says whether there still is something to show.
     fn look(&mut self, happened: &mut Vec<Event>) -> bool {
         let lines = logging::take_lines();
@@ -95,6 +113,7 @@ impl Job {
             let snapshot = self.snapshots.borrow_and_update().clone();
             // What a viewer starts with is none yet.
             if snapshot.version > 0 {
+                self.heard_at = self.heard_at.map(|_| Instant::now());
                 happened.push(Event::Snapshot(snapshot));
             }
         }

@@ -25,11 +25,15 @@ pub(super) fn draw_title(area: Rect, screen: &mut Buffer, model: &Model, snapsho
         | Standing::Paused
         | Standing::Stopping
         | Standing::Stopped => look.warning(),
-        Standing::WritingPaused | Standing::AllLost | Standing::Failed | Standing::Gone => look.bad(),
+        Standing::WritingPaused
+        | Standing::AllLost
+        | Standing::Failed
+        | Standing::Silent
+        | Standing::Gone => look.bad(),
     };
     let dash = look.dash();
     let mut spans = vec![Span::styled(standing.words(), style.patch(look.strong()))];
-    let goes_on = model.ended.is_none() && standing != Standing::AllLost;
+    let goes_on = model.ended.is_none() && !matches!(standing, Standing::AllLost | Standing::Silent);
     let time = match snapshot.remaining.filter(|_| goes_on) {
         // A range is worth its room only where it says something.
         Some(left) if left.high_s > 1.2 * left.low_s && area.width >= 76 => format!(
@@ -125,6 +129,12 @@ fn verdict(model: &Model, snapshot: &Snapshot) -> String {
         Standing::AllLost => "no device is left; what is committed stays".to_owned(),
         Standing::Done => "everything is computed and committed".to_owned(),
         Standing::Stopped | Standing::Failed => "what is committed stays".to_owned(),
+        Standing::Silent => format!(
+            "nothing heard for {}: process {} on {} is suspended (`fg` or `kill -CONT` lets it go on) or stuck",
+            duration(model.silent_s.unwrap_or_default() as f64),
+            snapshot.job.process,
+            snapshot.job.host
+        ),
         Standing::Gone => "the job is not running any more; the same command goes on".to_owned(),
         Standing::Degraded if count(DeviceState::Ready) == 0 => {
             "no device is ready; failed ones are started again".to_owned()

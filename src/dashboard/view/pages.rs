@@ -176,7 +176,10 @@ pub(super) fn draw_keys(area: Rect, screen: &mut Buffer, model: &Model, look: Lo
     line.render(area, screen);
 }
 
-/// The keys, and what the figures mean.
+/// Width of the help with its frame.
+const HELP_WIDTH: u16 = 68;
+
+/// The keys, and what the figures mean where there is room for it.
 pub(super) fn draw_help(area: Rect, screen: &mut Buffer, look: Look) {
     let lines = [
         "q        leave; asks first where the job runs in this terminal",
@@ -198,9 +201,19 @@ pub(super) fn draw_help(area: Rect, screen: &mut Buffer, look: Look) {
         "restarts starts of a worker beyond the first",
         "a mark   at a stage: it holds the others up",
     ];
-    let place = middle(area, 68, lines.len() as u16 + 2);
+    let small = [
+        "q leave  p pause, go on  s stop",
+        "c checkpoint  r retire  a take back",
+        "up down mark  Enter all about it",
+        "Esc back  e events  f by their level",
+        "/ events with a text, Esc clears it",
+        "Ctrl-C stops in order, twice: at once",
+        "Ctrl-Z suspends; fg comes back",
+    ];
+    let lines = if area.width < HELP_WIDTH || area.height < 12 { &small[..] } else { &lines[..] };
+    let place = middle(area, HELP_WIDTH, lines.len() as u16 + 2);
     Clear.render(place, screen);
-    Paragraph::new(lines.map(Line::raw).to_vec())
+    Paragraph::new(lines.iter().map(|&line| Line::raw(line)).collect::<Vec<_>>())
         .block(look.block(" help: any key closes it "))
         .render(place, screen);
 }
@@ -241,10 +254,10 @@ pub(super) fn draw_question(area: Rect, screen: &mut Buffer, model: &Model, ques
     let text: Vec<Line<'_>> = lines.iter().map(|line| Line::raw(line.as_str())).collect();
     let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0) as u16 + 4;
     let paragraph = Paragraph::new(text).wrap(Wrap { trim: false });
-    let (width, height) = (width.min(area.width), lines.len() as u16 + 2);
+    let height = lines.len() as u16 + 2;
     // A narrow screen breaks lines: give them more rows.
-    let height = if width < 60 { height.saturating_mul(2) } else { height };
-    let place = middle(area, width, height);
+    let height = if width > area.width { height.saturating_mul(2) } else { height };
+    let place = middle(area, width.min(area.width), height);
     Clear.render(place, screen);
     paragraph.block(look.block(title)).render(place, screen);
 }

@@ -10,8 +10,14 @@ use super::Look;
 
 /// Letters of a queue's meter.
 const QUEUE_WIDTH: usize = 8;
-/// Letters of a stage's time.
-const TIME_WIDTH: usize = 16;
+/// Letters of a stage's time, where there is room, and the fewest that still say something.
+const TIME_WIDTH: u16 = 16;
+const TIME_WIDTH_MIN: u16 = 6;
+/// Letters of a stage's name, of its queue with the numbers, of its three shares, and of its waits.
+const NAME_WIDTH: u16 = 9;
+const NUMBERS_WIDTH: u16 = QUEUE_WIDTH as u16 + 9;
+const SHARE_WIDTH: u16 = 7;
+const WAITS_WIDTH: u16 = 15;
 
 /// The stages in a frame.
 pub(super) fn draw(area: Rect, screen: &mut Buffer, snapshot: &Snapshot, look: Look) {
@@ -32,25 +38,27 @@ pub(super) fn draw_plain(area: Rect, screen: &mut Buffer, snapshot: &Snapshot, l
         Line::styled("no figures of the stages yet", look.quiet()).render(area, screen);
         return;
     }
-    let (time, waits) = (area.width >= 52, area.width >= 72);
+    let waits = area.width >= 76;
+    let time_width = time_width(area.width, waits);
+    let time = time_width > 0;
     let mut header = vec![Cell::from("  stage"), Cell::from("waiting")];
-    let mut widths = vec![Constraint::Length(9), Constraint::Length(QUEUE_WIDTH as u16 + 9)];
+    let mut widths = vec![Constraint::Length(NAME_WIDTH), Constraint::Length(NUMBERS_WIDTH)];
     if time {
         header.push(Cell::from("its time"));
-        widths.push(Constraint::Length(TIME_WIDTH as u16));
+        widths.push(Constraint::Length(time_width));
     }
     header.extend(["busy", "starved", "blocked"].map(|name| Cell::from(format!("{name:>7}"))));
-    widths.extend([Constraint::Length(7); 3]);
+    widths.extend([Constraint::Length(SHARE_WIDTH); 3]);
     if waits {
         header.push(Cell::from("waits p50 / p95"));
-        widths.push(Constraint::Min(15));
+        widths.push(Constraint::Min(WAITS_WIDTH));
     }
     let rows = snapshot.stages.iter().map(|stage| {
         let blamed = snapshot.bottleneck.stage == Some(stage.stage);
         let mut cells = vec![name(stage, blamed, look), queue(stage, look)];
         if time {
             let (busy, starved, blocked) = (stage.busy_share, stage.starved_share, stage.blocked_share);
-            cells.push(Line::from(look.shares(busy, starved, blocked, TIME_WIDTH)).into());
+            cells.push(Line::from(look.shares(busy, starved, blocked, usize::from(time_width))).into());
         }
         let shares = [stage.busy_share, stage.starved_share, stage.blocked_share];
         cells.extend(shares.map(|share| Cell::from(format!("{:>5.0} %", 100.0 * share))));
@@ -60,6 +68,16 @@ pub(super) fn draw_plain(area: Rect, screen: &mut Buffer, snapshot: &Snapshot, l
         Row::new(cells)
     });
     Table::new(rows, widths).header(Row::new(header).style(look.quiet())).render(area, screen);
+}
+
+/// Letters left for a stage's time: numbers are never cut for it, as half a number is another one.
+fn time_width(area_width: u16, waits: bool) -> u16 {
+    // One letter lies between two columns.
+    let others = NAME_WIDTH + NUMBERS_WIDTH + 3 * SHARE_WIDTH + 5 + if waits { WAITS_WIDTH + 1 } else { 0 };
+    match area_width.saturating_sub(others) {
+        ..TIME_WIDTH_MIN => 0,
+        width => width.min(TIME_WIDTH),
+    }
 }
 
 fn name(stage: &StageView, blamed: bool, look: Look) -> Cell<'static> {
@@ -76,11 +94,9 @@ fn name(stage: &StageView, blamed: bool, look: Look) -> Cell<'static> {
 fn queue(stage: &StageView, look: Look) -> Cell<'static> {
     let share = if stage.capacity == 0 { 0.0 } else { stage.queued as f64 / stage.capacity as f64 };
     let style = if share >= 1.0 { look.warning() } else { look.good() };
-    Line::from(vec![
-        Span::styled(look.meter(share, QUEUE_WIDTH), style),
-        Span::raw(format!(" {}/{}", stage.queued, stage.capacity)),
-    ])
-    .into()
+    let numbers = format!(" {}/{}", stage.queued, stage.capacity);
+    let meter_width = usize::from(NUMBERS_WIDTH).saturating_sub(numbers.len()).min(QUEUE_WIDTH);
+    Line::from(vec![Span::styled(look.meter(share, meter_width), style), Span::raw(numbers)]).into()
 }
 
 /// Milliseconds in few letters.

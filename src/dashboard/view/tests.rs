@@ -285,3 +285,40 @@ fn later_snapshots_reach_the_screen() {
     model.update(Event::Snapshot(Arc::new(Snapshot { records_committed: 5_120, ..running(2) })));
     assert!(screen(&model, 80, 24, COLOUR).contains("5,120 of 20,000"));
 }
+
+#[test]
+fn numbers_of_a_queue_are_never_cut() {
+    let mut snapshot = running(2);
+    for stage in &mut snapshot.stages {
+        (stage.queued, stage.capacity) = (1_120, 1_141);
+    }
+    let model = model(snapshot);
+    for width in 52..120 {
+        let screen = screen(&model, width, 24, COLOUR);
+        assert_eq!(screen.matches("1120/1141 ").count(), 4, "{width}:\n{screen}");
+    }
+}
+
+#[test]
+fn help_is_whole_on_the_smallest_screen() {
+    let mut model = model(running(2));
+    press(&mut model, "?");
+    let screen = screen(&model, 40, 10, COLOUR);
+    for text in
+        ["s stop ", "a take back", "all about it", "by their level", "clears it", "at once ", "fg comes back"]
+    {
+        assert!(screen.contains(text), "{text}:\n{screen}");
+    }
+}
+
+#[test]
+fn a_job_that_says_nothing_is_not_shown_as_running() {
+    let mut model = model_at(Home::Elsewhere, running(2));
+    model.update(Event::Silent(17));
+    let silent = screen(&model, 80, 24, COLOUR);
+    assert!(silent.starts_with("\"no answer "), "{silent}");
+    assert!(silent.contains("nothing heard for 17 s"), "{silent}");
+    assert!(!silent.contains(" left"), "{silent}");
+    model.update(Event::Snapshot(Arc::new(running(2))));
+    assert!(screen(&model, 80, 24, COLOUR).starts_with("\"running "));
+}
