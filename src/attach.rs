@@ -25,6 +25,8 @@ const ANSWER_BYTES_MAX: u64 = 16 << 20;
 struct Status {
     /// Whether a process is at work on it now.
     live: bool,
+    /// Whether it said so itself: a suspended process says nothing.
+    answers: bool,
     /// What `run.json` says of it.
     status: RunStatus,
     reason: Option<String>,
@@ -38,8 +40,11 @@ struct Status {
 /// Shows how a job stands, running or not.
 pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
     let folder = ResultFolder(arguments.folder.clone());
-    let live = ask(&folder, &Request::Status)?;
-    let is_live = live.is_some();
+    let (live, silent) = match ask(&folder, &Request::Status) {
+        Ok(live) => (live, None),
+        Err(failure) => (None, Some(failure)),
+    };
+    let answers = live.is_some();
     let snapshot = match live {
         Some(Answer::Snapshot(snapshot)) => Some(*snapshot),
         Some(Answer::Done | Answer::Said(_) | Answer::Error(_)) | None => kept_snapshot(&folder),
@@ -49,7 +54,8 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
         return Err(no_run(&arguments.folder));
     };
     let status = Status {
-        live: is_live,
+        live: answers || silent.is_some(),
+        answers,
         status: manifest.status,
         reason: manifest.reason.clone(),
         records: manifest.counts.records,
@@ -63,7 +69,7 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
         in_words(&status)
     };
     crate::stdout::print(&text)?;
-    Ok(Exit::Done)
+    silent.map_or(Ok(Exit::Done), Err)
 }
 
 /// Asks a running job for something, and prints what it says to that.
@@ -163,33 +169,29 @@ fn in_words(status: &Status) -> String {
     }
     line("records", records);
     if let Some(snapshot) = &status.snapshot {
-        let remaining = match snapshot.remaining_s().filter(|_| status.live) {
-            Some(seconds) => format!(", about {} left", duration(seconds)),
-            None => String::new(),
-        };
-        line(
-            "speed",
-            format!(
-                "{} tokens/s now, {} since the start {} ago{remaining}",
-                grouped(snapshot.tokens_per_s_now as u64),
-                grouped(snapshot.tokens_per_s as u64),
-                duration(snapshot.elapsed_s),
-            ),
-        );
+        line("speed", speed(snapshot, status.live));
+        let queue = format!("; {} waiting, {} free slots", snapshot.batches_queued, snapshot.slots_free);
         line(
             "batches",
             format!(
-                "{} done, {:.1} % full; {} waiting, {} free slots",
+                "{} done, {:.1} % full{}",
                 grouped(snapshot.fill.batches),
                 100.0 * snapshot.fill.mean(),
-                snapshot.batches_queued,
-                snapshot.slots_free
+                if status.live { &queue } else { "" },
             ),
         );
         for device in &snapshot.devices {
-            let mut words = format!("{}, {} tokens", state_name(device.state), grouped(device.tokens));
-            if device.generation > 0 {
-                words += &format!(", {} restarts", device.generation);
+            // Of a job that does not run only what cannot have changed since.
+            let state = match device.state {
+                DeviceState::Retired => Some(DeviceState::Retired),
+                state => Some(state).filter(|_| status.live),
+            };
+            let state = state.map_or(String::new(), |state| format!("{}, ", state_name(state)));
+            let mut words = format!("{state}{} tokens", grouped(device.tokens));
+            match device.restarts {
+                0 => {}
+                1 => words += ", 1 restart",
+                restarts => words += &format!(", {restarts} restarts"),
             }
             if let Some(error) = &device.last_error {
                 words += &format!(", last error: {error}");
@@ -200,9 +202,23 @@ fn in_words(status: &Status) -> String {
     headline(status) + &text
 }
 
+/// How fast it is, or was in its latest session: of a job that does not run there is no now.
+fn speed(snapshot: &Snapshot, live: bool) -> String {
+    let whole = grouped(snapshot.tokens_per_s as u64);
+    let time = duration(snapshot.elapsed_s);
+    if !live {
+        return format!("{whole} tokens/s in the latest session, which took {time}");
+    }
+    let remaining =
+        snapshot.remaining_s().map_or(String::new(), |seconds| format!(", about {} left", duration(seconds)));
+    let now = grouped(snapshot.tokens_per_s_now as u64);
+    format!("{now} tokens/s now, {whole} since the start {time} ago{remaining}")
+}
+
 fn headline(status: &Status) -> String {
     let snapshot = status.snapshot.as_ref();
     let now = match (status.live, status.status) {
+        (true, _) if !status.answers => "no answer; when last heard of:",
         (true, _) if snapshot.is_some_and(|snapshot| snapshot.stopping) => "stopping",
         (true, _) if snapshot.is_some_and(|snapshot| snapshot.disk_full) => "waiting: writing is paused",
         (true, _) if snapshot.is_some_and(|snapshot| snapshot.paused) => "paused",
@@ -227,5 +243,50 @@ fn state_name(state: DeviceState) -> &'static str {
         DeviceState::Waiting => "about to be restarted",
         DeviceState::Retired => "retired",
         DeviceState::Stopped => "stopped",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_a_job_that_runs_has_a_now() {
+        let device = serde_json::json!({ "name": "sim:0", "state": "ready", "tokens": 1234 });
+        let device = serde_json::from_value(device).unwrap();
+        let snapshot = Snapshot { elapsed_s: 12.0, devices: vec![device], ..Snapshot::default() };
+        let mut status = Status {
+            live: true,
+            answers: true,
+            status: RunStatus::Running,
+            reason: None,
+            records: 10,
+            records_committed: 5,
+            failed: 0,
+            snapshot: Some(snapshot),
+        };
+        let words = in_words(&status);
+        for text in ["running\n", "tokens/s now", " ago", "0 waiting", "ready, 1,234 tokens"] {
+            assert!(words.contains(text), "{text}: {words}");
+        }
+        status.answers = false;
+        assert!(in_words(&status).starts_with("no answer"));
+        status.live = false;
+        let words = in_words(&status);
+        for text in [" now", " ago", "waiting", "ready"] {
+            assert!(!words.contains(text), "{text}: {words}");
+        }
+        assert!(words.contains("in the latest session, which took 12 s"), "{words}");
+    }
+
+    #[test]
+    fn a_job_that_may_be_suspended_is_told_so() {
+        let folder = ResultFolder("no-such-folder".into());
+        let suspended = does_not_answer(&folder, &io::Error::from(io::ErrorKind::WouldBlock));
+        assert_eq!(suspended.line(), "the job in `no-such-folder` runs and does not answer");
+        let gone = does_not_answer(&folder, &io::Error::from(io::ErrorKind::BrokenPipe));
+        assert_eq!(gone.line(), "the job in `no-such-folder` does not answer: broken pipe");
     }
 }

@@ -15,7 +15,7 @@ use actors::manifest::{
 };
 use actors::part::PartSchema;
 use actors::restart::RestartPolicy;
-use actors::{JobView, Outcome, Run, RunEnd, RunPlan, Snapshot, WorkerCommand, WriteError};
+use actors::{JobView, Outcome, Run, RunEnd, RunPlan, Snapshot, StopReason, WorkerCommand, WriteError};
 use config::Job;
 use kernels::Pooling;
 
@@ -430,6 +430,7 @@ fn conclude(
     // Whether what is written now says more than what the last commit left on disk.
     let mut matters = false;
     let mut input_changed = false;
+    let wished = matches!(outcome, Outcome::Stopped(StopReason::Signal(_) | StopReason::Asked));
     let failure = match outcome {
         Outcome::Finished => {
             matters = true;
@@ -477,7 +478,12 @@ fn conclude(
         }
     };
     if let Some(failure) = &failure {
-        tracing::error!(error = failure.line(), "ended before the end");
+        // It is no error that a stop does what somebody wished for.
+        if wished {
+            tracing::warn!(error = failure.line(), "ended before the end");
+        } else {
+            tracing::error!(error = failure.line(), "ended before the end");
+        }
     } else {
         manifest.status = RunStatus::Done;
     }

@@ -32,7 +32,11 @@ pub(crate) fn print_ended(snapshot: &Snapshot) {
     crate::stderr::say(format_args!("so far"));
     let residues = snapshot.residues_committed.saturating_sub(snapshot.residues_resumed);
     let committed = snapshot.records_committed.saturating_sub(snapshot.records_resumed);
-    line("committed", format!("{} records, {} residues", grouped(committed), grouped(residues)));
+    let resumed = match snapshot.records_resumed {
+        0 => String::new(),
+        resumed => format!(" (and {} records in earlier sessions)", grouped(resumed)),
+    };
+    line("committed", format!("{} records, {} residues{resumed}", grouped(committed), grouped(residues)));
     line("speed", speed(snapshot));
     if snapshot.restarts > 0 {
         line("restarts", snapshot.restarts.to_string());
@@ -80,7 +84,7 @@ fn log(snapshot: &Snapshot) {
         restarts = snapshot.restarts,
         records_committed = snapshot.records_committed,
         failed = snapshot.failed,
-        bottleneck = verdict(&busy(snapshot)),
+        bottleneck = verdict(&shares(snapshot)),
         "summary"
     );
 }
@@ -111,27 +115,46 @@ fn stages(snapshot: &Snapshot) -> Vec<String> {
             &wait(view.waits.p95_ms),
         ]));
     }
-    lines.extend(verdict(&busy(snapshot)).map(|verdict| format!("  {:<10} {verdict}", "bottleneck")));
+    lines.extend(verdict(&shares(snapshot)).map(|verdict| format!("  {:<10} {verdict}", "bottleneck")));
     lines
 }
 
-fn busy(snapshot: &Snapshot) -> Vec<(Stage, f64)> {
-    snapshot.stages.iter().map(|view| (view.stage, view.busy_share)).collect()
+/// How a stage spent its time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    pub(crate) stage: Stage,
+    pub(crate) busy: f64,
+    /// Its results had nowhere to go.
+    pub(crate) blocked: f64,
 }
 
-/// Which stage set the pace, in one sentence, by the share of the whole time that each was busy: the verdict of the
-/// last snapshot is about the last ten seconds, in which a run only ends.
-pub(crate) fn verdict(busy: &[(Stage, f64)]) -> Option<String> {
-    let (_, devices) = busy.iter().find(|(stage, _)| *stage == Stage::Compute)?;
-    let others = busy.iter().filter(|(stage, _)| *stage != Stage::Compute);
-    let busiest = others.max_by(|one, other| one.1.total_cmp(&other.1));
-    let devices_busy = format!("{:.0} % of the time", 100.0 * devices);
+fn shares(snapshot: &Snapshot) -> Vec<Shares> {
+    let of =
+        |view: &StageView| Shares { stage: view.stage, busy: view.busy_share, blocked: view.blocked_share };
+    snapshot.stages.iter().map(of).collect()
+}
+
+/// Which stage set the pace, in one sentence, by how each spent the whole time: the verdict of the last snapshot is
+/// about the last ten seconds, in which a run only ends.
+pub(crate) fn verdict(stages: &[Shares]) -> Option<String> {
+    let devices = stages.iter().find(|shares| shares.stage == Stage::Compute)?;
+    let others = stages.iter().filter(|shares| shares.stage != Stage::Compute);
+    let busiest = others.max_by(|one, other| one.busy.total_cmp(&other.busy));
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    let devices_busy = format!("{} of the time", percent(devices.busy));
     Some(match busiest {
-        _ if *devices >= DEVICES_BUSY => format!("the devices set the pace: they computed {devices_busy}"),
-        Some((stage, share)) if *share >= STAGE_BUSY && share > devices => format!(
-            "`{}` held the devices up, busy {:.0} % of the time; they computed {devices_busy}",
-            stage.name(),
-            100.0 * share
+        _ if devices.busy >= DEVICES_BUSY => {
+            format!("the devices set the pace: they computed {devices_busy}")
+        }
+        Some(other) if other.busy >= STAGE_BUSY && other.busy > devices.busy => format!(
+            "`{}` held the devices up, busy {} of the time; they computed {devices_busy}",
+            other.stage.name(),
+            percent(other.busy)
+        ),
+        // Most of what they did not compute: a disk that is full makes nobody busy.
+        Some(_) | None if devices.blocked > 0.5 * (1.0 - devices.busy) => format!(
+            "writing held the devices up {} of the time; they computed {devices_busy}",
+            percent(devices.blocked)
         ),
         Some(_) | None => format!(
             "the devices computed {devices_busy}; loading, restarts and the end of the input took the rest"
@@ -243,9 +266,23 @@ mod tests {
 
     #[test]
     fn the_verdict_names_who_was_waited_for() {
-        let of = |read, compute, write| {
-            verdict(&[(Stage::Read, read), (Stage::Compute, compute), (Stage::Write, write)]).unwrap()
+        let blocked = |compute, blocked| {
+            let shares = |stage, busy, blocked| Shares { stage, busy, blocked };
+            move |read, write| {
+                let stages = [
+                    shares(Stage::Read, read, 0.9),
+                    shares(Stage::Compute, compute, blocked),
+                    shares(Stage::Write, write, 0.0),
+                ];
+                verdict(&stages).unwrap()
+            }
         };
+        let of = |read, compute, write| blocked(compute, 0.0)(read, write);
+        assert_eq!(
+            blocked(0.7, 0.29)(0.1, 0.01),
+            "writing held the devices up 29 % of the time; they computed 70 % of the time"
+        );
+        assert!(blocked(0.7, 0.1)(0.1, 0.01).starts_with("the devices computed 70 %"));
         assert_eq!(of(0.9, 0.85, 0.0), "the devices set the pace: they computed 85 % of the time");
         assert_eq!(
             of(0.1, 0.3, 0.95),

@@ -237,7 +237,10 @@ pub(super) fn gather(
     let elapsed_s: f64 = sessions.iter().map(|session| session.elapsed_s).sum();
     let tokens_computed = sum(sessions.iter().map(|session| session.tokens));
     let stages = stages(series);
-    let busy: Vec<(Stage, f64)> = stages.iter().map(|part| (part.stage, part.busy_share)).collect();
+    let shares: Vec<summary::Shares> = stages
+        .iter()
+        .map(|part| summary::Shares { stage: part.stage, busy: part.busy_share, blocked: part.blocked_share })
+        .collect();
     let resumable = ending != Ending::Done;
     let job_file = text_of(&manifest.job["file"]);
     let command = last_start
@@ -295,7 +298,7 @@ pub(super) fn gather(
                 lengths
             }),
         fill: fill(series),
-        verdict: summary::verdict(&busy),
+        verdict: summary::verdict(&shares),
         stages,
         bottleneck: snapshot.map(|snapshot| snapshot.bottleneck.clone()).unwrap_or_default(),
         events: events(series),
