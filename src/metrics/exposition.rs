@@ -299,7 +299,7 @@ fn bottleneck(metrics: &mut Exposition, snapshot: &Snapshot) {
     metrics.single(
         "virnucpro_utilisation_ratio",
         Kind::Gauge,
-        "Mean share of the last ten seconds that devices computed.",
+        "Mean share of the last ten seconds that the devices that are ready computed.",
         verdict.utilisation,
     );
 }
