@@ -79,7 +79,7 @@ pub(crate) async fn show(
         Ok(Ok(Closed::JobEnded | Closed::ScreenGone)) => Ending::WithTheRun,
         Ok(Ok(Closed::Left)) => Ending::Detached,
         Ok(Err(error)) => {
-            tracing::warn!(%error, "the terminal is gone; the job goes on");
+            tracing::warn!(%error, "the terminal is gone, and the dashboard with it");
             Ending::TerminalGone
         }
         Err(_) => {

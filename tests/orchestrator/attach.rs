@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::job::JobFolder;
@@ -43,6 +44,21 @@ fn a_running_job_tells_how_it_stands() {
     assert_eq!((done["live"].as_bool(), done["status"].as_str()), (Some(false), Some("done")));
     assert_eq!(done["snapshot"]["records_committed"], 500);
     assert!(!results.join(".state/control.sock").exists());
+}
+
+#[test]
+fn a_suspended_job_is_shown_as_it_was_and_named() {
+    let job = job();
+    let results = job.at("results");
+    let mut running = job.start_into("results");
+    running.wait_for("ready");
+    running.signal(Signal::STOP);
+    let asked = run(program(["status", "--json"]).arg(&results)).expect(1);
+    let kept: Value = serde_json::from_str(&asked.stdout).unwrap();
+    assert_eq!((kept["live"].as_bool(), kept["answers"].as_bool()), (Some(true), Some(false)));
+    asked.says(["runs and does not answer", "(process ", "kill -CONT"]);
+    running.signal(Signal::CONT);
+    running.finish().expect(0);
 }
 
 #[test]
