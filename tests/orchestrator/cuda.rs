@@ -232,7 +232,8 @@ fn what_is_missing_is_named_before_anything_begins() {
         let mut command = job.command_into("results");
         // The driver's management library alone, as in a container without the toolkit.
         command.env(Library::VARIABLE, machine.nvml.path());
-        command.env("HOME", folder.path()).env_remove("LD_LIBRARY_PATH").env_remove("VIRTUAL_ENV");
+        command.env("HOME", folder.path()).env("PATH", folder.path());
+        command.env_remove("LD_LIBRARY_PATH").env_remove("VIRTUAL_ENV");
         let finished = run(&mut command);
         // Where CUDA is installed, its driver sees other GPUs, or none.
         if finished.code() != 2 {

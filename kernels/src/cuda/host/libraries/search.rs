@@ -1,18 +1,20 @@
 //! Where a CUDA library may lie, best place first.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::CudaLibrary;
 
-/// Environment variable that names a folder with CUDA libraries; those in it are used before all others.
+/// Environment variable that names folders with CUDA libraries, separated by `:`; those in them are used before all
+/// others. NVIDIA's wheels of CUDA 12 have a folder for each library.
 pub(super) const FOLDER_VARIABLE: &str = "VIRNUCPRO_CUDA";
 
 /// Places to look in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Search {
-    /// The folder that the user named.
-    preferred: Option<PathBuf>,
+    /// The folders that the user named, best first.
+    preferred: Vec<PathBuf>,
     /// Folders that the system's loader does not look in, best first.
     folders: Vec<PathBuf>,
 }
@@ -25,11 +27,15 @@ impl Search {
 
     /// `root`: where `/usr` is, for tests.
     fn new(variable: &dyn Fn(&str) -> Option<OsString>, root: &Path) -> Self {
-        let folder = |name: &str| {
-            let path = PathBuf::from(variable(name).filter(|path| !path.is_empty())?);
-            Some(std::path::absolute(&path).unwrap_or(path))
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let folder =
+            |name: &str| variable(name).filter(|path| !path.is_empty()).map(|path| absolute(path.into()));
+        let list = |name: &str| {
+            let value = variable(name).unwrap_or_default();
+            let paths = std::env::split_paths(&value).filter(|path| !path.as_os_str().is_empty());
+            paths.map(absolute).collect::<Vec<_>>()
         };
-        let preferred = folder(FOLDER_VARIABLE);
+        let preferred = list(FOLDER_VARIABLE);
         let mut folders = Vec::new();
         for toolkit in ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(folder) {
             folders.extend(toolkit_folders(&toolkit));
@@ -42,15 +48,24 @@ impl Search {
             folders.extend(toolkit_folders(&toolkit));
         }
         let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(folder);
+        // An environment is often entered by PATH alone. Its `python3` is a link to the system's Python, whose folder
+        // has no wheels: the link's own place counts.
+        let of_path = list("PATH").into_iter().filter(|folder| folder.join("python3").is_file());
+        let of_path = of_path.filter_map(|folder| folder.parent().map(Path::to_path_buf));
         let users = folder("HOME").map(|home| home.join(".local"));
-        for prefix in environments.chain(users).chain([local.clone(), root.join("usr")]) {
+        let usual = [root.join("opt/conda"), local.clone(), root.join("usr")];
+        let prefixes: Vec<PathBuf> = environments.chain(of_path).chain(users).chain(usual).collect();
+        for prefix in &prefixes {
             folders.extend(wheel_folders(&prefix.join("lib")));
         }
-        folders.extend(folder("CONDA_PREFIX").map(|prefix| prefix.join("lib")));
+        // Packages of conda's own lie beside its other libraries.
+        let of_conda = prefixes.iter().filter(|prefix| prefix.join("conda-meta").is_dir());
+        folders.extend(folder("CONDA_PREFIX").iter().chain(of_conda).map(|prefix| prefix.join("lib")));
         // The driver's library alone: containers, WSL and NixOS lay it where the loader is not always told to look.
         let of_driver = ["usr/local/nvidia/lib64", "usr/lib/wsl/lib", "run/opengl-driver/lib"];
         folders.extend(of_driver.map(|folder| root.join(folder)));
-        folders.retain(|folder| folder.is_dir());
+        let mut seen = HashSet::new();
+        folders.retain(|folder| folder.is_dir() && seen.insert(folder.clone()));
         Self { preferred, folders }
     }
 
@@ -68,7 +83,7 @@ impl Search {
 
     /// Whether the user asked for this file, where the loader might know another one.
     pub(super) fn is_preferred(&self, file: &Path) -> bool {
-        self.preferred.as_deref().is_some_and(|folder| file.starts_with(folder))
+        self.preferred.iter().any(|folder| file.starts_with(folder))
     }
 }
 
@@ -177,6 +192,45 @@ mod tests {
         assert_eq!(search.candidates(&names), expected);
         assert!(search.is_preferred(&named));
         assert!(!search.is_preferred(Path::new("libnvrtc.so.13")));
+    }
+
+    #[test]
+    fn wheels_are_found_by_the_python_that_path_leads_to() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        touch(root, "usr/bin/python3.12");
+        std::os::unix::fs::symlink("python3.12", root.join("usr/bin/python3")).unwrap();
+        fs::create_dir_all(root.join("opt/torch/.venv/bin")).unwrap();
+        let link = root.join("opt/torch/.venv/bin/python3");
+        std::os::unix::fs::symlink(root.join("usr/bin/python3"), link).unwrap();
+        let wheels = "lib/python3.12/site-packages/nvidia";
+        let venv = touch(root, &format!("opt/torch/.venv/{wheels}/cuda_nvrtc/lib/libnvrtc.so.12"));
+        let system = touch(root, "usr/lib/python3/dist-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
+        let conda = touch(root, &format!("opt/conda/{wheels}/cu13/lib/libnvrtc.so.13"));
+        touch(root, "opt/conda/conda-meta/history");
+        let packaged = touch(root, "opt/conda/lib/libnvrtc.so.13");
+        touch(root, &format!("other/{wheels}/cu13/lib/libnvrtc.so.13"));
+        fs::create_dir_all(root.join("other/bin")).unwrap();
+        let folders = ["other/bin", "opt/torch/.venv/bin", "usr/bin", "nowhere"];
+        let path = std::env::join_paths(folders.map(|folder| root.join(folder))).unwrap();
+        let search = search(root, &[("PATH", Path::new(&path))]);
+        let found = search.candidates(&file_names(CudaLibrary::Nvrtc, None));
+        assert_eq!(found[3..], [venv, system, conda, packaged]);
+    }
+
+    #[test]
+    fn several_folders_may_be_named() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let blas = touch(root, "nvidia/cublas/lib/libcublasLt.so.12");
+        let nvrtc = touch(root, "nvidia/cuda_nvrtc/lib/libnvrtc.so.12");
+        let named = format!(":{}:{}:", blas.parent().unwrap().display(), nvrtc.parent().unwrap().display());
+        let search = search(root, &[("VIRNUCPRO_CUDA", Path::new(&named))]);
+        for (library, file) in [(CudaLibrary::BlasLt, blas), (CudaLibrary::Nvrtc, nvrtc)] {
+            assert_eq!(search.candidates(&file_names(library, None))[0], file);
+            assert!(search.is_preferred(&file));
+        }
+        assert!(!search.is_preferred(&root.join("nvidia/cudnn/lib/libcudnn.so.9")));
     }
 
     #[test]
