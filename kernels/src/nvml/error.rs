@@ -9,7 +9,8 @@ pub enum NvmlError {
     #[error(
         "the NVIDIA management library ({names}) is not found: it comes with the NVIDIA driver (Debian: \
          libnvidia-ml1; Ubuntu: libnvidia-compute-<driver version>; RHEL: libnvidia-ml, or nvidia-driver-NVML before \
-         driver 560), and into a container with `--gpus all` and NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+         driver 560), and into a container with `--gpus all` and NVIDIA_DRIVER_CAPABILITIES=compute,utility; \
+         name its file in VIRNUCPRO_NVML if it is elsewhere"
     )]
     LibraryMissing {
         /// The names that were tried.

@@ -13,6 +13,8 @@ mod sample;
 pub use error::NvmlError;
 pub use gpu::{Capability, Gpu, GpuIdentity};
 pub use inventory::{InstalledGpu, inventory};
+#[cfg(feature = "cuda")]
+pub(crate) use library::DRIVER_FOLDERS;
 pub use library::Library;
 pub use sample::{GpuProcess, GpuSample, XidTally, xid_meaning};
 

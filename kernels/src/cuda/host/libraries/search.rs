@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::CudaLibrary;
+use crate::nvml::DRIVER_FOLDERS;
 
 /// Environment variable that names folders with CUDA libraries, separated by `:`; those in them are used before all
 /// others. NVIDIA's wheels of CUDA 12 have a folder for each library.
@@ -61,9 +62,8 @@ impl Search {
         // Packages of conda's own lie beside its other libraries.
         let of_conda = prefixes.iter().filter(|prefix| prefix.join("conda-meta").is_dir());
         folders.extend(folder("CONDA_PREFIX").iter().chain(of_conda).map(|prefix| prefix.join("lib")));
-        // The driver's library alone: containers, WSL and NixOS lay it where the loader is not always told to look.
-        let of_driver = ["usr/local/nvidia/lib64", "usr/lib/wsl/lib", "run/opengl-driver/lib"];
-        folders.extend(of_driver.map(|folder| root.join(folder)));
+        // The driver's library alone.
+        folders.extend(DRIVER_FOLDERS.map(|folder| root.join(folder)));
         let mut seen = HashSet::new();
         folders.retain(|folder| folder.is_dir() && seen.insert(folder.clone()));
         Self { preferred, folders }
@@ -216,6 +216,15 @@ mod tests {
         let search = search(root, &[("PATH", Path::new(&path))]);
         let found = search.candidates(&file_names(CudaLibrary::Nvrtc, None));
         assert_eq!(found[3..], [venv, system, conda, packaged]);
+    }
+
+    #[test]
+    fn a_mounted_driver_is_found_where_the_loader_does_not_look() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let mounted = DRIVER_FOLDERS.map(|folder| touch(root, &format!("{folder}/libcuda.so.1")));
+        let found = search(root, &[]).candidates(&file_names(CudaLibrary::Driver, None));
+        assert_eq!(found[2..], mounted);
     }
 
     #[test]
