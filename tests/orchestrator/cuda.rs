@@ -179,6 +179,7 @@ fn a_gpu_that_fails_in_mid_run_is_used_again_by_a_new_process() {
         ("fail=launch@50:ecc_uncorrectable:device=0", "CUDA_ERROR_ECC_UNCORRECTABLE"),
         ("exit=launch@50:70:device=0", "its device failed and can only be used again by a new process"),
         ("abort=matmul@40:device=1", "worker ended: signal: 6"),
+        ("fail=context@1:out_of_memory:device=0", "another process took the GPU's memory"),
     ] {
         let job = job(devices);
         let once = job.at("once");

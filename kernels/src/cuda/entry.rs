@@ -13,7 +13,7 @@ pub type Loaded = (Box<dyn Engine>, Vec<String>);
 /// If libraries are missing, the GPU cannot be opened, or the model does not fit it.
 #[cfg(feature = "cuda")]
 pub fn load(uuid: Option<&str>, model: &Model, options: EngineOptions) -> Result<Loaded, EngineError> {
-    let gpu = super::host::Gpu::open("cuda:0").map_err(|error| error.into_engine_error(0))?;
+    let gpu = super::host::Gpu::open("cuda:0").map_err(super::host::CudaError::into_load_error)?;
     let bare = |uuid: &str| uuid.split_once('-').map(|(_, uuid)| uuid.to_ascii_lowercase());
     // Instances of drivers before 470 are named by their GPU and two numbers: CUDA's name for them is another.
     let comparable = uuid.filter(|uuid| !uuid.contains('/'));

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::compile::Modules;
 use super::device::Gpu;
-use super::error::CudaError;
+use super::error::{CudaError, short_of_memory};
 use super::memory::{MemoryPlan, Numbers};
 use super::ops::CudaOps;
 use super::profile::Profile;
@@ -40,7 +40,7 @@ impl CudaEngine {
     pub fn load(gpu: Gpu, model: &Model, options: EngineOptions) -> Result<Self, EngineError> {
         let config = model.config();
         let numbers = Numbers::of(options.precision);
-        let at_load = |error: CudaError| short_of_memory(error.into_engine_error(0));
+        let at_load = CudaError::into_load_error;
         if !ROTARY_HEAD_WIDTHS.contains(&config.head_width()) {
             return Err(EngineError::Model(format!(
                 "model `{}` has heads {} wide, and the CUDA engine computes attention for widths of {:?}: use the CPU \
@@ -275,16 +275,6 @@ impl CudaEngine {
         }
         self.begin(batch, exact, progress)?;
         self.finish(progress)
-    }
-}
-
-/// Running out of memory where the plan had room.
-fn short_of_memory(error: EngineError) -> EngineError {
-    match error {
-        EngineError::OutOfMemory { .. } => {
-            EngineError::Device("another process took the GPU's memory while weights were loaded".into())
-        }
-        error => error,
     }
 }
 

@@ -186,6 +186,21 @@ impl CudaError {
             Class::Installation => EngineError::Model(self.to_string()),
         }
     }
+
+    /// What it means while the GPU is opened or an engine is put on it.
+    pub fn into_load_error(self) -> EngineError {
+        short_of_memory(self.into_engine_error(0))
+    }
+}
+
+/// Running out of memory while an engine is loaded, where there is no batch to split. Later there may be memory again.
+pub(super) fn short_of_memory(error: EngineError) -> EngineError {
+    match error {
+        EngineError::OutOfMemory { .. } => EngineError::Device(
+            "another process took the GPU's memory while the engine was loaded; see `nvidia-smi`".into(),
+        ),
+        error => error,
+    }
 }
 
 fn driver_class(code: CUresult) -> Class {
@@ -305,6 +320,15 @@ mod tests {
         assert_eq!(error.into_engine_error(77), EngineError::OutOfMemory { tokens: 77 });
         let error = CudaError::from(CublasError(cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED));
         assert_eq!(error.into_engine_error(5), EngineError::OutOfMemory { tokens: 5 });
+    }
+
+    #[test]
+    fn memory_that_is_short_while_loading_is_no_batch_to_split() {
+        let error = driver(CUresult::CUDA_ERROR_OUT_OF_MEMORY).into_load_error();
+        let EngineError::Device(text) = error else { panic!("{error:?}") };
+        assert!(text.contains("another process") && text.contains("nvidia-smi"), "{text}");
+        let error = driver(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU).into_load_error();
+        assert!(matches!(error, EngineError::Model(_)), "{error:?}");
     }
 
     #[test]
