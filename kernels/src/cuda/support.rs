@@ -75,33 +75,47 @@ impl CudaSupport {
         if capability < OLDEST {
             return Some(format!("compute capability {capability} is too old, {OLDEST} is needed"));
         }
-        let compiler = libraries.iter().find(|library| library.name == "libnvrtc")?.version?;
-        (compiler.0 >= 13 && capability < OLDEST_FOR_13).then(|| {
-            format!(
-                "compute capability {capability} is too old for the NVRTC {}.{} found here, which needs {OLDEST_FOR_13}: \
-                 install that of CUDA 12 (`pip install nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12`)",
-                compiler.0, compiler.1
-            )
-        })
+        let dropped = |library: &&CudaLibraryReport| {
+            matches!(library.name.as_str(), "libnvrtc" | "libcublasLt")
+                && library.version.is_some_and(|(major, _)| major >= 13)
+        };
+        let library = libraries.iter().find(dropped).filter(|_| capability < OLDEST_FOR_13)?;
+        let (major, minor) = library.version.unwrap_or_default();
+        Some(format!(
+            "compute capability {capability} is too old for the {} {major}.{minor} found here, which needs \
+             {OLDEST_FOR_13}: {GET_12}",
+            library.name
+        ))
     }
 }
 
+/// How a GPU that CUDA 13 dropped is used.
+pub(super) const GET_12: &str = "get the libraries of CUDA 12 (`pip install nvidia-cuda-nvrtc-cu12 \
+    nvidia-cublas-cu12`), and name their folders, separated by `:`, in VIRNUCPRO_CUDA if they are not found then";
+
 /// The oldest that CUDA 12 compiles for.
-const OLDEST: Capability = Capability { major: 5, minor: 0 };
+pub(super) const OLDEST: Capability = Capability { major: 5, minor: 0 };
 /// The oldest that CUDA 13 compiles for.
-const OLDEST_FOR_13: Capability = Capability { major: 7, minor: 5 };
+pub(super) const OLDEST_FOR_13: Capability = Capability { major: 7, minor: 5 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn support(nvrtc: (u32, u32)) -> CudaSupport {
-        CudaSupport::Built(vec![CudaLibraryReport {
-            name: "libnvrtc".to_owned(),
+    fn both(blas: (u32, u32), nvrtc: (u32, u32)) -> CudaSupport {
+        let report = |name: &str, version| CudaLibraryReport {
+            name: name.to_owned(),
             path: None,
-            version: Some(nvrtc),
+            version: Some(version),
             problem: None,
-        }])
+        };
+        // The driver's version is no hindrance: that of CUDA 13 runs libraries of 12.
+        let driver = report("libcuda", (13, 0));
+        CudaSupport::Built(vec![driver, report("libcublasLt", blas), report("libnvrtc", nvrtc)])
+    }
+
+    fn support(nvrtc: (u32, u32)) -> CudaSupport {
+        both((12, 9), nvrtc)
     }
 
     #[test]
@@ -111,7 +125,13 @@ mod tests {
             ..Default::default()
         };
         let refused = support((13, 0)).objection(&gpu(7, 0)).unwrap();
-        assert!(refused.contains("7.0") && refused.contains("cu12"), "{refused}");
+        for words in
+            ["7.0 is too old for the libnvrtc 13.0", "needs 7.5", "nvidia-cublas-cu12", "VIRNUCPRO_CUDA"]
+        {
+            assert!(refused.contains(words), "`{words}` is not in: {refused}");
+        }
+        let refused = both((13, 1), (12, 9)).objection(&gpu(7, 0)).unwrap();
+        assert!(refused.contains("too old for the libcublasLt 13.1"), "{refused}");
         assert_eq!(support((12, 9)).objection(&gpu(7, 0)), None);
         assert_eq!(support((13, 0)).objection(&gpu(7, 5)), None);
         assert!(support((12, 0)).objection(&gpu(3, 7)).is_some());

@@ -8,6 +8,7 @@ use cudarc::driver::{CudaContext, result};
 use super::error::{CudaError, During};
 use super::libraries::{self, CudaLibrary};
 use crate::Precision;
+use crate::cuda::support::GET_12;
 use crate::nvml::Capability;
 
 /// What a GPU is called, in the order in which CUDA counts.
@@ -287,7 +288,7 @@ fn architecture(capability: Capability, known: &[u32], version: (u32, u32)) -> R
             let remedy = if newest {
                 "install a newer one (`pip install --upgrade nvidia-cuda-nvrtc`)"
             } else {
-                "install that of CUDA 12 (`pip install nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12`), or use `cpu`"
+                GET_12
             };
             Err(format!(
                 "has compute capability {capability}, for which the NVRTC {first}.{second} found here does not \

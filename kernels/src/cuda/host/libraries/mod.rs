@@ -14,6 +14,8 @@ use std::sync::OnceLock;
 use libloading::Library;
 
 use super::CudaError;
+use crate::cuda::support::OLDEST;
+use crate::nvml::{self, Capability, Nvml};
 use search::Search;
 
 /// One of NVIDIA's libraries that the engine calls.
@@ -245,15 +247,28 @@ fn opened() -> &'static Opened {
     static OPENED: OnceLock<Opened> = OnceLock::new();
     OPENED.get_or_init(|| {
         let mut driver_major = None;
+        let mut oldest = None;
         let search = Search::from_environment();
         CudaLibrary::ALL.map(|library| {
-            let open = find(library, &search, driver_major);
+            let open = find(&search, library, driver_major, oldest);
             if let (CudaLibrary::Driver, Ok(open)) = (library, &open) {
                 driver_major = Some(open.found.version.0);
+                oldest = oldest_gpu();
             }
             open
         })
     })
+}
+
+/// Compute capability of the machine's oldest GPU among those that CUDA 12 supports; `None` where nobody tells.
+///
+/// Of all GPUs, whatever is hidden from this process: each process of a job must come to the same libraries. Asked of
+/// the management library, since CUDA itself must not start in processes that are no workers.
+fn oldest_gpu() -> Option<Capability> {
+    let nvml = Nvml::open(&nvml::Library::from_environment()).ok()?;
+    let gpus = nvml.gpus().ok()?;
+    let capabilities = gpus.into_iter().filter_map(|gpu| gpu.ok()?.identity().capability);
+    capabilities.filter(|&capability| capability >= OLDEST).min()
 }
 
 /// Every library, or why it cannot be used; opens them, but calls nothing that touches a device.
@@ -291,10 +306,15 @@ pub(super) unsafe fn optional<F: Copy>(library: CudaLibrary, name: &str) -> Opti
     unsafe { open.library.get::<F>(name.as_bytes()) }.ok().map(|function| *function)
 }
 
-fn find(library: CudaLibrary, search: &Search, driver_major: Option<u32>) -> Result<Open, LibraryError> {
-    let names = search::file_names(library, driver_major);
+fn find(
+    search: &Search,
+    library: CudaLibrary,
+    driver_major: Option<u32>,
+    oldest: Option<Capability>,
+) -> Result<Open, LibraryError> {
+    let lists = search::name_lists(library, driver_major, oldest);
     let mut refused = None;
-    for file in search.candidates(&names) {
+    for file in lists.iter().flat_map(|names| search.candidates(names)) {
         let mut companions = Vec::new();
         if library == CudaLibrary::Nvrtc {
             companions.extend(builtins(&file));

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::CudaLibrary;
-use crate::nvml::DRIVER_FOLDERS;
+use crate::cuda::support::OLDEST_FOR_13;
+use crate::nvml::{Capability, DRIVER_FOLDERS};
 
 /// Environment variable that names folders with CUDA libraries, separated by `:`; those in them are used before all
 /// others. NVIDIA's wheels of CUDA 12 have a folder for each library.
@@ -105,6 +106,21 @@ pub(super) fn file_names(library: CudaLibrary, driver_major: Option<u32>) -> Vec
         version => format!("lib{stem}.so{version}"),
     };
     versions.iter().map(name).collect()
+}
+
+/// Lists of names, each of which is looked for everywhere before the next one is.
+///
+/// `oldest`: the oldest GPU of this machine that CUDA 12 supports. Where CUDA 13 dropped it, libraries of CUDA 12 come
+/// before all others, wherever they are; without them those of CUDA 13 still serve the machine's other GPUs.
+pub(super) fn name_lists(
+    library: CudaLibrary,
+    driver_major: Option<u32>,
+    oldest: Option<Capability>,
+) -> Vec<Vec<String>> {
+    let all = file_names(library, driver_major);
+    let dropped = library != CudaLibrary::Driver && oldest.is_some_and(|oldest| oldest < OLDEST_FOR_13);
+    let first = all.iter().filter(|name| dropped && name.ends_with(".12")).cloned().collect::<Vec<_>>();
+    [first, all].into_iter().filter(|names| !names.is_empty()).collect()
 }
 
 /// Where the libraries of a toolkit are.
@@ -256,5 +272,17 @@ mod tests {
         let names = file_names(CudaLibrary::BlasLt, Some(12));
         assert_eq!(names, ["libcublasLt.so.12", "libcublasLt.so"]);
         assert_eq!(file_names(CudaLibrary::BlasLt, Some(13))[0], "libcublasLt.so.13");
+    }
+
+    #[test]
+    fn for_a_gpu_that_cuda_13_dropped_libraries_of_cuda_12_come_first_wherever_they_are() {
+        let lists = |library, major, minor| name_lists(library, Some(13), Some(Capability { major, minor }));
+        let all = file_names(CudaLibrary::Nvrtc, Some(13));
+        assert_eq!(all[0], "libnvrtc.so.13");
+        assert_eq!(lists(CudaLibrary::Nvrtc, 7, 0), [vec!["libnvrtc.so.12".to_owned()], all.clone()]);
+        assert_eq!(lists(CudaLibrary::Nvrtc, 7, 5), [all.clone()]);
+        assert_eq!(name_lists(CudaLibrary::Nvrtc, Some(13), None), [all]);
+        let driver = file_names(CudaLibrary::Driver, None);
+        assert_eq!(lists(CudaLibrary::Driver, 7, 0), [driver]);
     }
 }
