@@ -84,13 +84,26 @@ pub(crate) fn worker() -> Result<Exit, Failure> {
             Ok(Some((ToWorker::Shutdown, _))) => break,
             Ok(Some((ToWorker::Load(_), _))) => tracing::warn!("a second model was asked for and ignored"),
             // The orchestrator is gone: nobody wants the rest, and an engine thread cannot be stopped.
-            Ok(None) | Err(_) => std::process::exit(Exit::Done as i32),
+            Ok(None) | Err(_) => leave(Exit::Done as i32),
         }
     }
     drop(batches);
     let _ = engine_thread.join();
     let _ = socket_thread.join();
     Ok(Exit::Done)
+}
+
+/// Ends the process at once, with what it holds of a device.
+///
+/// Without the exit handlers of the driver's libraries: while another thread is inside them, or after the device
+/// failed, those may crash or wait, and the next worker needs the memory. Of our own there is nothing to write: lines
+/// of the log go to standard error one by one, unbuffered.
+fn leave(status: i32) -> ! {
+    // SAFETY: the signature of POSIX, for any status; it touches no memory of the process.
+    unsafe extern "C" {
+        safe fn _exit(status: i32) -> !;
+    }
+    _exit(status)
 }
 
 /// Clusters signal every process of a job; only the orchestrator decides what a signal means. A worker
@@ -145,6 +158,8 @@ fn run_engine(
                 say(FromWorker::Failed { batch, error }, Vec::new());
                 if let Some(status) = status {
                     let _ = answers.send(Answer::Leave(status));
+                    // Its destructors would call a device that answers no more.
+                    std::mem::forget(pipeline);
                     return;
                 }
             }
@@ -322,7 +337,7 @@ fn write_answers(
     loop {
         let (message, values) = match outgoing.recv_timeout(Duration::from_millis(HEARTBEAT_INTERVAL_MS)) {
             Ok(Answer::Message(message, values)) => (message, values),
-            Ok(Answer::Leave(status)) => std::process::exit(status),
+            Ok(Answer::Leave(status)) => leave(status),
             Err(flume::RecvTimeoutError::Timeout) => {
                 (FromWorker::Heartbeat { ticks: progress.ticks() }, Vec::new())
             }

@@ -11,7 +11,7 @@ use crate::emulation::EmulatedCuda;
 use crate::job::JobFolder;
 use crate::nvidia::fake::FakeNvml;
 use crate::outcome::Outcome;
-use crate::process::{Finished, Running, program, run};
+use crate::process::{Finished, Running, program, run, wait_until_gone};
 use crate::proteins::fasta;
 
 /// Bytes of each emulated GPU: few tokens, so that an engine starts quickly.
@@ -192,6 +192,41 @@ fn a_gpu_that_fails_in_mid_run_is_used_again_by_a_new_process() {
         assert_eq!(outcome.restarts(), 1, "{fault}");
         assert!(outcome.failed_records().is_empty(), "{fault}: {:?}", outcome.failed_records());
     }
+}
+
+#[test]
+fn a_worker_that_leaves_a_broken_device_runs_no_exit_handlers() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    let job = job(r#"["cuda:0"]"#);
+    let (trace, once) = (job.at("trace"), job.at("once"));
+    let befalls = format!("fail=launch@50:illegal_address;once={};trace={}", once.display(), trace.display());
+    machine.run(&job, "results", &befalls).expect(0);
+    assert_eq!(job.outcome("results").restarts(), 1);
+    let text = std::fs::read_to_string(trace).unwrap();
+    let of = |what: &str| -> Vec<&str> {
+        let lines = text.lines().filter(|line| line.ends_with(what));
+        lines.filter_map(|line| line.split(' ').next()).collect()
+    };
+    let (workers, handled) = (of("cuDevicePrimaryCtxRetain"), of("exit handler"));
+    assert_eq!(workers.len(), 2, "{workers:?}");
+    assert!(!handled.contains(&workers[0]), "the one whose device failed: {workers:?} {handled:?}");
+    assert!(handled.contains(&workers[1]), "the one that ended in good order: {workers:?} {handled:?}");
+}
+
+#[test]
+fn a_worker_whose_orchestrator_is_gone_runs_no_exit_handlers() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    let job = job(r#"["cuda:0"]"#);
+    let (trace, sign) = (job.at("trace"), job.at("sign"));
+    let befalls = format!("slow=launch@50+:2;once={};trace={}", sign.display(), trace.display());
+    let mut running = machine.start(&job, "results", &befalls);
+    // In the middle of its work, which goes slowly from here on.
+    running.wait_until("a worker computes", |_| sign.exists());
+    let workers = running.workers();
+    running.signal(rustix::process::Signal::KILL);
+    wait_until_gone(&workers);
+    let text = std::fs::read_to_string(trace).unwrap();
+    assert!(text.contains("cuDevicePrimaryCtxRetain") && !text.contains("exit handler"), "{text}");
 }
 
 #[test]

@@ -169,6 +169,9 @@ struct Device {
     double clock = 0;
 };
 
+struct World;
+World& world();
+
 struct World {
     emulated::Script script;
     std::mutex mutex;
@@ -187,6 +190,7 @@ struct World {
 
     World() : random(script.seed * 0x9e3779b97f4a7c15u + 0x1234567) {
         if (!script.trace.empty()) trace = open(script.trace.c_str(), O_CREAT | O_APPEND | O_WRONLY | O_CLOEXEC, 0644);
+        std::atexit([] { world().note(-1, "exit handler"); });
     }
     uint64_t draw(uint64_t below) {
         random ^= random << 13;

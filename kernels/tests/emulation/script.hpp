@@ -14,7 +14,8 @@
 //                               by the GPU's clock, the seed draws. 4
 //     order=mixed               `late`: only what is waited for is executed; `early`: whatever may be executed
 //                               may come first; `mixed`: either, drawn anew at every wait. mixed
-//     trace=/path               calls and executions are appended there, a line each: process, GPU, what
+//     trace=/path               calls and executions are appended there, a line each: process, GPU, what;
+//                               so are exit handlers, when a process runs them
 //     fail=KIND@N:CODE          the N-th call (from 1) of a kind fails. CODE is a name of the driver's API in small
 //                               letters without "cuda_error_" or "cublas_status_", or its number
 //     exit=KIND@N[:STATUS]      the process ends in the N-th call of a kind (status 70 unless given)
