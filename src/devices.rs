@@ -16,6 +16,12 @@ use crate::identity;
 /// Environment variable by which CUDA's users choose GPUs.
 pub(crate) const VISIBLE_VARIABLE: &str = "CUDA_VISIBLE_DEVICES";
 
+/// Environment variable by which they choose how CUDA counts GPUs.
+const ORDER_VARIABLE: &str = "CUDA_DEVICE_ORDER";
+
+/// The value of it with which CUDA counts as the driver's management library does.
+const BY_PCI: &str = "PCI_BUS_ID";
+
 /// How to do without GPUs.
 const USE_CPU: &str = "or set devices.use = \"cpu\", some hundred times slower";
 
@@ -25,6 +31,8 @@ pub(crate) struct Machine {
     pub(crate) gpus: Result<Vec<Result<InstalledGpu, NvmlError>>, NvmlError>,
     /// What the environment leaves visible.
     pub(crate) visible: Option<String>,
+    /// How the environment has CUDA count.
+    pub(crate) order: Option<String>,
     /// Whether the kernel has a driver for NVIDIA GPUs loaded.
     pub(crate) driver_loaded: bool,
     pub(crate) cuda: CudaSupport,
@@ -40,7 +48,9 @@ impl Machine {
         let any = gpus.as_ref().is_ok_and(|gpus| !gpus.is_empty());
         // Half a gigabyte of libraries is not opened for nothing.
         let cuda = if any { CudaSupport::probe() } else { CudaSupport::NotBuilt };
-        Self { gpus, visible: std::env::var(VISIBLE_VARIABLE).ok(), driver_loaded, cuda }
+        let variable = |name| std::env::var(name).ok();
+        let (visible, order) = (variable(VISIBLE_VARIABLE), variable(ORDER_VARIABLE));
+        Self { gpus, visible, order, driver_loaded, cuda }
     }
 }
 
@@ -69,7 +79,7 @@ impl ChosenGpu {
         let visible = self.installed.identity.uuid.clone().unwrap_or_else(index);
         let set = |name: &str, value: String| (name.to_owned(), value);
         // The order matters for a number alone: CUDA would count the fastest first.
-        vec![set(VISIBLE_VARIABLE, visible), set("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned())]
+        vec![set(VISIBLE_VARIABLE, visible), set(ORDER_VARIABLE, BY_PCI.to_owned())]
     }
 
     /// A name that the driver knows whatever the environment says.
@@ -202,6 +212,34 @@ fn visible(machine: &Machine) -> Result<Vec<Result<&InstalledGpu, &NvmlError>>, 
     Ok(seen)
 }
 
+/// Refuses numbers in the environment that CUDA and the management library may count differently.
+///
+/// Unless told otherwise, CUDA counts the fastest GPU first. Among equal GPUs that makes no difference to a job.
+fn check_order(machine: &Machine) -> Result<(), Failure> {
+    let Some(variable) = &machine.visible else { return Ok(()) };
+    let numbered = variable.split(',').any(|entry| entry.trim().parse::<usize>().is_ok());
+    if !numbered || machine.order.as_deref() == Some(BY_PCI) {
+        return Ok(());
+    }
+    let known = machine.gpus.iter().flatten().filter_map(|gpu| gpu.as_ref().ok());
+    let named = known.filter_map(|gpu| Some((gpu.index, gpu.identity.name.as_deref()?)));
+    let named: Vec<(u32, &str)> = named.collect();
+    if named.windows(2).all(|pair| pair[0].1 == pair[1].1) {
+        return Ok(());
+    }
+    let list: Vec<String> = named.iter().map(|(index, name)| format!("{index} = {name}")).collect();
+    let text = format!(
+        "{VISIBLE_VARIABLE}={variable} does not say which GPUs it means: they differ ({}, as nvidia-smi counts), and \
+         CUDA counts the fastest first",
+        list.join(", ")
+    );
+    let hint = format!(
+        "set {ORDER_VARIABLE}={BY_PCI} if the numbers are those of nvidia-smi, or write UUIDs (`nvidia-smi -L`) in \
+         their place"
+    );
+    Err(Failure::new(Exit::Usage, text).hint(hint))
+}
+
 /// Whether a GPU has this UUID, or one that begins so.
 fn is_called(gpu: &InstalledGpu, uuid: &str) -> bool {
     let named = uuid.starts_with("GPU-") || uuid.starts_with("MIG-");
@@ -212,6 +250,7 @@ fn is_called(gpu: &InstalledGpu, uuid: &str) -> bool {
 }
 
 fn select_auto(machine: &Machine) -> Result<Selection, Failure> {
+    check_order(machine)?;
     let cpu = |notes| Ok(Selection { devices: vec![Chosen::Cpu], notes });
     let seen = match visible(machine) {
         Ok(seen) => seen,
@@ -283,6 +322,7 @@ fn libraries(machine: &Machine) -> Result<(), Failure> {
 fn find(selector: &str, machine: &Machine) -> Result<ChosenGpu, Failure> {
     let name = format!("cuda:{selector}");
     let refused = |reason: String| Failure::new(Exit::Usage, format!("{name}: {reason}"));
+    check_order(machine)?;
     let seen = visible(machine).map_err(|error| refused(error.to_string()).hint(USE_CPU))?;
     let found = if let Ok(number) = selector.parse::<usize>() {
         seen.get(number).copied()
@@ -476,6 +516,7 @@ mod tests {
         Machine {
             gpus: Ok(gpus.into_iter().map(Ok).collect()),
             visible: visible.map(str::to_owned),
+            order: Some(BY_PCI.to_owned()),
             driver_loaded: true,
             cuda: libraries(None),
         }
@@ -547,6 +588,39 @@ mod tests {
         }
         let text = listed(&[A], two(Some("1"))).unwrap_err();
         assert!(text.contains("1 GPU visible: 0 = NVIDIA 1"), "{text}");
+    }
+
+    #[test]
+    fn numbers_that_cuda_may_count_differently_are_refused() {
+        let with = |visible: Option<&str>, order: Option<&str>| Machine {
+            order: order.map(str::to_owned),
+            ..two(visible)
+        };
+        for order in [None, Some("FASTEST_FIRST")] {
+            for visible in ["1", "0, 1", "GPU-8932,1"] {
+                for refused in [auto(with(Some(visible), order)), listed(&["0"], with(Some(visible), order))]
+                {
+                    let text = refused.unwrap_err();
+                    let start = format!("CUDA_VISIBLE_DEVICES={visible} does not say which");
+                    assert!(
+                        text.starts_with(&start) && text.contains("0 = NVIDIA 0, 1 = NVIDIA 1"),
+                        "{text}"
+                    );
+                }
+            }
+            let failure = select(&DeviceChoice::Auto, || with(Some("1"), order)).unwrap_err();
+            let text = format!("{failure:?}");
+            assert!(text.contains("CUDA_DEVICE_ORDER=PCI_BUS_ID") && text.contains("UUIDs"), "{text}");
+            assert_eq!(auto(with(Some("GPU-89aa"), order)), names(&[("cuda:0", B)]));
+            assert_eq!(auto(with(Some(""), order)), Ok(vec!["cpu".to_owned()]));
+            assert_eq!(listed(&["1"], with(None, order)), names(&[("cuda:1", B)]));
+            let mut equal = with(Some("1"), order);
+            for gpu in equal.gpus.iter_mut().flatten().flatten() {
+                gpu.identity.name = Some("NVIDIA H100".to_owned());
+            }
+            assert_eq!(auto(equal), names(&[("cuda:0", B)]));
+        }
+        assert_eq!(auto(with(Some("1"), Some("PCI_BUS_ID"))), names(&[("cuda:0", B)]));
     }
 
     #[test]
