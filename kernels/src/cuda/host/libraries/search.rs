@@ -280,7 +280,7 @@ mod tests {
         let all = file_names(CudaLibrary::Nvrtc, Some(13));
         assert_eq!(all[0], "libnvrtc.so.13");
         assert_eq!(lists(CudaLibrary::Nvrtc, 7, 0), [vec!["libnvrtc.so.12".to_owned()], all.clone()]);
-        assert_eq!(lists(CudaLibrary::Nvrtc, 7, 5), [all.clone()]);
+        assert_eq!(lists(CudaLibrary::Nvrtc, 7, 5), std::slice::from_ref(&all));
         assert_eq!(name_lists(CudaLibrary::Nvrtc, Some(13), None), [all]);
         let driver = file_names(CudaLibrary::Driver, None);
         assert_eq!(lists(CudaLibrary::Driver, 7, 0), [driver]);
