@@ -229,13 +229,16 @@ pub(crate) struct GpuCheckArguments {
     /// Time of the soak
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = gpu_check::parse_seconds)]
     pub(crate) soak_seconds: Duration,
+    /// End after this time at the latest; what did not fit is reported as not run
+    #[arg(long, value_name = "SECONDS", default_value = "570", value_parser = gpu_check::parse_seconds)]
+    pub(crate) within: Duration,
     /// Arithmetic of the speed table [default: fp16 where the GPU has it]
     #[arg(long)]
     pub(crate) precision: Option<Arithmetic>,
     /// Tokens per batch, and of the longest sequence of any check [default: as a run would choose, and all]
     #[arg(long, value_parser = clap::value_parser!(u32).range(16..))]
     pub(crate) tokens: Option<u32>,
-    /// Write everything that was found as JSON, too
+    /// Write everything that was found as JSON, too, anew after each finding
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Keep the weights, sequences and embeddings of the speed table, for benches/gpu_peers.py

@@ -1,8 +1,9 @@
 //! The command `gpu-check`: everything that can only be checked where a GPU is, in one go.
 //!
-//! Each step is a process of its own: a GPU that failed in one fails no other, and whatever happens the
-//! report is written. A step says its events on standard output; this process prints them as they come and
-//! all of them together, as Markdown, at the end.
+//! Each step is a process of its own: a GPU that failed in one fails no other. A step says its events on
+//! standard output; this process prints them as they come and all of them together, as Markdown, at the end,
+//! which is when everything is done, the time of `--within` is over, or the command is interrupted. The report
+//! as JSON is written anew with each event, so that even a killed command leaves what it had found.
 
 mod agreement;
 mod device;
@@ -200,6 +201,101 @@ pub(crate) fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Ex
     Ok(Exit::Done)
 }
 
+/// Cells of the speed table that say most, the first first: all of them come before the others.
+const TELLING: [(&str, usize); 4] = [("3B", 102), ("3B", 166), ("650M", 102), ("8M", 102)];
+
+/// What one process is to do.
+#[derive(Debug, PartialEq)]
+struct Work {
+    part: Part,
+    sizes: Vec<Shape>,
+    lengths: Vec<Lengths>,
+}
+
+impl Work {
+    /// Processes of the speed table: neighbours of one size share one.
+    fn speed(sizes: &[Shape], lengths: &[Lengths]) -> Vec<Self> {
+        let cells = sizes.iter().flat_map(|&shape| lengths.iter().map(move |&length| (shape, length)));
+        let rank = |&(shape, length): &(Shape, Lengths)| {
+            let telling =
+                TELLING.iter().position(|&(size, of)| shape.name == size && length == Lengths::Equal(of));
+            telling.unwrap_or(TELLING.len())
+        };
+        let mut cells: Vec<(Shape, Lengths)> = cells.collect();
+        cells.sort_by_key(rank);
+        let mut works: Vec<Self> = Vec::new();
+        for (shape, length) in cells {
+            match works.last_mut() {
+                Some(work) if work.sizes == [shape] => work.lengths.push(length),
+                _ => works.push(Self { part: Part::Speed, sizes: vec![shape], lengths: vec![length] }),
+            }
+        }
+        works
+    }
+
+    /// In what is said of the process as a whole.
+    fn name(&self) -> String {
+        match (self.part, &self.sizes[..]) {
+            (Part::Speed, [shape]) => format!("{} {}", self.part.name(), shape.name),
+            _ => self.part.name(),
+        }
+    }
+
+    /// With less time left it is not begun: nothing of it would be done.
+    fn least(&self, arguments: &GpuCheckArguments) -> Duration {
+        const BEGINNING: Duration = Duration::from_secs(1);
+        /// Making weights and loading them twice, by 10⁹ parameters.
+        const LOADING: Duration = Duration::from_secs(8);
+        match self.part {
+            Part::Facts => Duration::ZERO,
+            Part::Kernels
+            | Part::Golden
+            | Part::OutOfMemory
+            | Part::Sticky
+            | Part::Fresh
+            | Part::KilledWorker => BEGINNING,
+            Part::Soak => BEGINNING + arguments.soak_seconds,
+            Part::Speed => {
+                let parameters = |shape: &Shape| (12 * shape.layers * shape.hidden * shape.hidden) as f64;
+                let loading = LOADING.mul_f64(self.sizes.iter().map(parameters).sum::<f64>() / 1e9);
+                BEGINNING + loading + arguments.seconds + arguments.seconds / 3
+            }
+        }
+    }
+
+    /// Generous: it is for what hangs, which a lost GPU's processes do.
+    fn deadline(&self, arguments: &GpuCheckArguments) -> Duration {
+        let more = match self.part {
+            Part::Facts
+            | Part::Kernels
+            | Part::Golden
+            | Part::OutOfMemory
+            | Part::Sticky
+            | Part::Fresh
+            | Part::KilledWorker => Duration::ZERO,
+            Part::Soak => 2 * arguments.soak_seconds,
+            Part::Speed => self.lengths.len() as u32 * (2 * arguments.seconds + Duration::from_secs(20)),
+        };
+        Duration::from_secs(300) + more
+    }
+}
+
+/// All that is asked for, in the order in which it is done.
+fn works(arguments: &GpuCheckArguments) -> Vec<Work> {
+    let (sizes, lengths) = (sizes(arguments), lengths(arguments));
+    let wanted = |step| arguments.only.is_empty() || arguments.only.contains(&step);
+    let checks = [
+        (Step::Kernels, &[Part::Kernels][..]),
+        (Step::Golden, &[Part::Golden]),
+        (Step::Recovery, &[Part::OutOfMemory, Part::Sticky, Part::Fresh, Part::KilledWorker]),
+        (Step::Soak, &[Part::Soak]),
+    ];
+    let parts = checks.into_iter().filter(|&(step, _)| wanted(step)).flat_map(|(_, parts)| parts);
+    let checks = parts.map(|&part| Work { part, sizes: sizes.clone(), lengths: lengths.clone() });
+    let speed = if wanted(Step::Speed) { Work::speed(&sizes, &lengths) } else { Vec::new() };
+    checks.chain(speed).collect()
+}
+
 /// Runs the command.
 pub(crate) fn gpu_check(arguments: &GpuCheckArguments) -> Result<Exit, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -208,8 +304,15 @@ pub(crate) fn gpu_check(arguments: &GpuCheckArguments) -> Result<Exit, Failure> 
             .map_err(|error| Failure::because(Exit::Failed, &error))?;
     }
     let scratch = Scratch::make(arguments.scratch.as_deref())?;
-    let mut gathering = Gathering { report: Report::default(), refusal: None, interrupted };
-    let began = Instant::now();
+    let mut gathering = Gathering {
+        report: Report::default(),
+        refusal: None,
+        interrupted,
+        began: Instant::now(),
+        arguments,
+        scratch: &scratch.0,
+        kept: None,
+    };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let command: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
@@ -221,100 +324,192 @@ pub(crate) fn gpu_check(arguments: &GpuCheckArguments) -> Result<Exit, Failure> 
         gathering.take(Event::Fact { name: name.to_owned(), value });
     }
 
-    gathering.run(Part::Facts, arguments, None, &scratch.0)?;
-    let wanted = |step| arguments.only.is_empty() || arguments.only.contains(&step);
-    for (step, parts) in [
-        (Step::Kernels, &[Part::Kernels][..]),
-        (Step::Golden, &[Part::Golden]),
-        (Step::Recovery, &[Part::OutOfMemory, Part::Sticky, Part::Fresh, Part::KilledWorker]),
-        (Step::Soak, &[Part::Soak]),
-    ] {
-        for &part in parts.iter().filter(|_| wanted(step)) {
-            gathering.run(part, arguments, None, &scratch.0)?;
-        }
+    gathering.run(&Work { part: Part::Facts, sizes: sizes(arguments), lengths: lengths(arguments) });
+    if let Some((text, hints)) = gathering.refusal.take() {
+        let failure = Failure::new(Exit::Usage, text);
+        return Err(hints.into_iter().fold(failure, Failure::hint));
     }
-    if wanted(Step::Speed) {
-        for shape in sizes(arguments) {
-            gathering.run(Part::Speed, arguments, Some(shape), &scratch.0)?;
-        }
+    // Ten minutes are too long to learn only then that it cannot be written.
+    gathering.kept = Some(Kept::new(arguments.json.as_deref()));
+    gathering.keep(false)?;
+    for work in works(arguments) {
+        gathering.run(&work);
     }
     gathering.take(Event::Fact {
         name: "took".to_owned(),
-        value: format!("{:.0} s", began.elapsed().as_secs_f64()),
+        value: format!("{:.0} s", gathering.began.elapsed().as_secs_f64()),
     });
 
-    let report = gathering.report;
-    if let Some(path) = &arguments.json {
-        let text =
-            serde_json::to_string_pretty(&report).map_err(|error| Failure::because(Exit::Failed, &error))?;
-        std::fs::write(path, text).map_err(|error| {
-            Failure::new(Exit::Failed, format!("failed to write `{}`: {error}", path.display()))
-        })?;
+    let kept = gathering.keep(true);
+    crate::stdout::print(&gathering.report.markdown())?;
+    kept?;
+    let [failed, not_run] = [Verdict::Failed, Verdict::NotRun].map(|verdict| gathering.report.count(verdict));
+    if gathering.interrupted() {
+        return Err(Failure::new(Exit::Interrupted, "interrupted: the report is not complete"));
     }
-    crate::stdout::print(&report.markdown())?;
-    Ok(if report.count(Verdict::Failed) == 0 { Exit::Done } else { Exit::Failed })
+    if not_run > 0 {
+        crate::stderr::say(format_args!("incomplete: {not_run} not run, which is no pass"));
+    }
+    Ok(match (failed, not_run) {
+        (0, 0) => Exit::Done,
+        (0, _) => Exit::Incomplete,
+        _ => Exit::Failed,
+    })
+}
+
+/// Where the report is kept as JSON while it grows.
+struct Kept<'a> {
+    path: Option<&'a Path>,
+    /// A pipe or a terminal can be told once only.
+    replaceable: bool,
+}
+
+impl<'a> Kept<'a> {
+    fn new(path: Option<&'a Path>) -> Self {
+        let file = path.map(Path::symlink_metadata).and_then(Result::ok);
+        Self { path, replaceable: file.is_none_or(|file| file.is_file()) }
+    }
+
+    fn write(&self, report: &Report, finally: bool) -> Result<(), Failure> {
+        let Some(path) = self.path.filter(|_| self.replaceable || finally) else { return Ok(()) };
+        let text =
+            serde_json::to_string_pretty(report).map_err(|error| Failure::because(Exit::Failed, &error))?;
+        let written = if self.replaceable {
+            // At once: a process killed while it writes leaves the report before.
+            let temporary = actors::part::temporary_path(path);
+            let replaced = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path));
+            if replaced.is_err() {
+                let _ = std::fs::remove_file(&temporary);
+            }
+            replaced
+        } else {
+            std::fs::write(path, text)
+        };
+        written.map_err(|error| {
+            Failure::new(Exit::Failed, format!("failed to write `{}`: {error}", path.display()))
+        })
+    }
 }
 
 /// The report while it grows.
-struct Gathering {
+struct Gathering<'a> {
     report: Report,
-    refusal: Option<Failure>,
+    /// Why the device cannot be used, and what can be done.
+    refusal: Option<(String, Vec<String>)>,
     interrupted: Arc<AtomicBool>,
+    began: Instant,
+    arguments: &'a GpuCheckArguments,
+    scratch: &'a Path,
+    /// `None` until it is known that the device can be used.
+    kept: Option<Kept<'a>>,
 }
 
-impl Gathering {
+/// How a part's process came to its end.
+enum End {
+    ByItself(ExitStatus),
+    Hung,
+    CutOff(String),
+}
+
+impl Gathering<'_> {
+    fn interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// Writes what was found until now.
+    fn keep(&self, finally: bool) -> Result<(), Failure> {
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.write(&self.report, finally))
+    }
+
     /// Notes an event and says it.
     fn take(&mut self, event: Event) {
         if let Event::Refused { text, hints } = event {
-            let failure = Failure::new(Exit::Usage, text);
-            self.refusal = Some(hints.into_iter().fold(failure, Failure::hint));
+            self.refusal = Some((text, hints));
         } else {
             crate::stderr::say(self.report.add(event));
+            // A disk that is full now may not be at the end, where it is an error.
+            let _ = self.keep(false);
         }
     }
 
     /// Runs one part in a process of its own; its failure is a finding and stops nothing else.
-    ///
-    /// # Errors
-    /// If the device cannot be used at all, no process can be started, or the operator has had enough.
-    fn run(
-        &mut self,
-        part: Part,
-        arguments: &GpuCheckArguments,
-        shape: Option<Shape>,
-        scratch: &Path,
-    ) -> Result<(), Failure> {
-        let what = shape.map_or_else(|| part.name(), |shape| format!("{} {}", part.name(), shape.name));
-        let mut process = PartProcess::start(part, arguments, shape, scratch)?;
-        let status = loop {
+    fn run(&mut self, work: &Work) {
+        let within = self.arguments.within;
+        let left = within.saturating_sub(self.began.elapsed());
+        if self.interrupted() {
+            return self.not_run(work, "interrupted before it began", 0.0);
+        }
+        if left < work.least(self.arguments) {
+            let why = format!(
+                "not begun: {:.0} of the {:.0} s of --within were left",
+                left.as_secs_f64(),
+                within.as_secs_f64()
+            );
+            return self.not_run(work, &why, 0.0);
+        }
+        let began = Instant::now();
+        let failure = match self.follow(work) {
+            Ok(End::ByItself(status)) if status.success() => None,
+            Ok(End::ByItself(status)) => Some(format!("the process of this step ended with {status}")),
+            Ok(End::Hung) => {
+                Some(format!("ended after {} s without an end", work.deadline(self.arguments).as_secs()))
+            }
+            Ok(End::CutOff(why)) => return self.not_run(work, &why, began.elapsed().as_secs_f64()),
+            Err(failure) => Some(failure.line()),
+        };
+        // That of the facts ends the command; later it is a finding like any other.
+        let refusal = if work.part == Part::Facts { None } else { self.refusal.take() };
+        let refusal = refusal.map(|(text, hints)| [vec![text], hints].concat().join("; "));
+        if let Some(detail) = refusal.or(failure)
+            && self.refusal.is_none()
+        {
+            let seconds = began.elapsed().as_secs_f64();
+            let finding = Finding { what: work.name(), verdict: Verdict::Failed, detail, seconds };
+            self.take(Event::Finding(finding));
+        }
+    }
+
+    /// Starts a part's process and takes its events until its end.
+    fn follow(&mut self, work: &Work) -> Result<End, Failure> {
+        let mut process = PartProcess::start(work, self.arguments, self.scratch)?;
+        let within = self.arguments.within;
+        loop {
             let ended = process.ended()?;
             for event in process.take_events() {
                 self.take(event);
             }
+            // First: an interrupt from a terminal ends the part's process, too.
+            if self.interrupted() {
+                return Ok(End::CutOff("interrupted".to_owned()));
+            }
             if let Some(status) = ended {
-                break Ok(status);
+                return Ok(End::ByItself(status));
             }
-            if self.interrupted.load(Ordering::Relaxed) {
-                return Err(Failure::new(Exit::Interrupted, "interrupted"));
+            if process.began.elapsed() > work.deadline(self.arguments) {
+                return Ok(End::Hung);
             }
-            if process.began.elapsed() > process.deadline {
-                break Err(format!("ended after {} s without an end", process.deadline.as_secs()));
+            if self.began.elapsed() > within {
+                return Ok(End::CutOff(format!(
+                    "cut off: the {:.0} s of --within were over",
+                    within.as_secs_f64()
+                )));
             }
             std::thread::sleep(POLL);
-        };
-        if let Some(refusal) = self.refusal.take() {
-            return Err(refusal);
         }
-        let failure = match status {
-            Ok(status) if status.success() => None,
-            Ok(status) => Some(format!("the process of this step ended with {status}")),
-            Err(text) => Some(text),
+    }
+
+    /// Says that a part was not run, or not to its end: of the speed table each cell that was not told.
+    fn not_run(&mut self, work: &Work, why: &str, seconds: f64) {
+        let owed = match work.part {
+            Part::Speed => work.lengths.iter().map(|length| format!("{} {length}", work.name())).collect(),
+            _ => vec![work.name()],
         };
-        if let Some(detail) = failure {
-            let seconds = process.began.elapsed().as_secs_f64();
-            self.take(Event::Finding(Finding { what, verdict: Verdict::Failed, detail, seconds }));
+        for what in owed {
+            if !self.report.findings.iter().any(|finding| finding.what == what) {
+                let detail = why.to_owned();
+                self.take(Event::Finding(Finding { what, verdict: Verdict::NotRun, detail, seconds }));
+            }
         }
-        Ok(())
     }
 }
 
@@ -328,23 +523,16 @@ struct PartProcess {
     /// Reads the process's events; ends with them.
     reader: Option<std::thread::JoinHandle<()>>,
     began: Instant,
-    deadline: Duration,
 }
 
 impl PartProcess {
-    fn start(
-        part: Part,
-        arguments: &GpuCheckArguments,
-        shape: Option<Shape>,
-        scratch: &Path,
-    ) -> Result<Self, Failure> {
+    fn start(work: &Work, arguments: &GpuCheckArguments, scratch: &Path) -> Result<Self, Failure> {
         let failed =
             |error: std::io::Error| Failure::new(Exit::Failed, format!("failed to start a step: {error}"));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command.args(["gpu-check-part", &part.name(), "--device", &arguments.device]);
+        command.args(["gpu-check-part", &work.part.name(), "--device", &arguments.device]);
         command.arg("--scratch").arg(scratch);
-        let sizes = shape.map_or_else(|| sizes(arguments), |shape| vec![shape]);
-        let lengths = lengths(arguments);
+        let Work { sizes, lengths, .. } = work;
         let list = |items: Vec<String>| items.join(",");
         command.args(["--sizes", &list(sizes.iter().map(|shape| shape.name.to_owned()).collect())]);
         command.args(["--lengths", &list(lengths.iter().map(ToString::to_string).collect())]);
@@ -361,20 +549,6 @@ impl PartProcess {
         if let Some(folder) = &arguments.peers_out {
             command.arg("--peers-out").arg(folder);
         }
-        // Generous: a deadline is for what hangs, which a lost GPU's processes do.
-        let cells = (sizes.len() * lengths.len()) as u32;
-        let deadline = Duration::from_secs(300)
-            + match part {
-                Part::Facts
-                | Part::Kernels
-                | Part::Golden
-                | Part::OutOfMemory
-                | Part::Sticky
-                | Part::Fresh
-                | Part::KilledWorker => Duration::ZERO,
-                Part::Soak => 2 * arguments.soak_seconds,
-                Part::Speed => cells * (2 * arguments.seconds + Duration::from_secs(20)),
-            };
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(failed)?;
         let events = Arc::new(Mutex::new(Vec::new()));
         let reader = child.stdout.take().map(|pipe| {
@@ -387,7 +561,7 @@ impl PartProcess {
                 }
             })
         });
-        Ok(Self { child, events, reader, began: Instant::now(), deadline })
+        Ok(Self { child, events, reader, began: Instant::now() })
     }
 
     /// How it ended, once it has and everything that it said is there.
@@ -408,8 +582,13 @@ impl PartProcess {
 
 impl Drop for PartProcess {
     fn drop(&mut self) {
+        // A run that a part has started would outlive it, and keep the GPU.
+        let run = recovery::child_of(self.child.id());
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(run) = run {
+            let _ = rustix::process::kill_process(run, rustix::process::Signal::KILL);
+        }
     }
 }
 
@@ -431,5 +610,56 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_telling_cells_come_first_and_none_is_lost() {
+        let sizes = ["8M", "35M", "650M", "3B"].map(|name| Shape::of(name).unwrap());
+        let lengths = [51, 102, 166].map(Lengths::Equal);
+        let works = Work::speed(&sizes, &lengths);
+        let order: Vec<String> = works
+            .iter()
+            .map(|work| {
+                let lengths: Vec<String> = work.lengths.iter().map(ToString::to_string).collect();
+                format!("{}: {}", work.name(), lengths.join(" "))
+            })
+            .collect();
+        let expected = [
+            "speed 3B: 102 166",
+            "speed 650M: 102",
+            "speed 8M: 102 51 166",
+            "speed 35M: 51 102 166",
+            "speed 650M: 51 166",
+            "speed 3B: 51",
+        ];
+        assert_eq!(order, expected);
+        assert_eq!(Work::speed(&sizes[..1], &[Lengths::Uniprot]).len(), 1);
+    }
+
+    #[test]
+    fn a_report_is_replaced_at_once_or_told_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        let kept = Kept::new(Some(&path));
+        for finally in [false, true] {
+            kept.write(&Report::default(), finally).unwrap();
+            assert!(std::fs::read_to_string(&path).unwrap().contains("findings"));
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("elsewhere", &link).unwrap();
+        let kept = Kept::new(Some(&link));
+        kept.write(&Report::default(), false).unwrap();
+        assert!(!folder.path().join("elsewhere").exists());
+        kept.write(&Report::default(), true).unwrap();
+        assert!(folder.path().join("elsewhere").exists());
+        let nowhere = folder.path().join("no/report.json");
+        let failure = Kept::new(Some(&nowhere)).write(&Report::default(), false).unwrap_err();
+        assert!(failure.line().contains("no/report.json"), "{}", failure.line());
     }
 }

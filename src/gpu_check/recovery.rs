@@ -151,7 +151,7 @@ impl Drop for Run {
 }
 
 /// A child of process `parent`, by the system's own account.
-fn child_of(parent: u32) -> Option<Pid> {
+pub(super) fn child_of(parent: u32) -> Option<Pid> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let child = ids.find(|id| {

@@ -14,6 +14,9 @@ pub(super) enum Verdict {
     Failed,
     /// It could not be made here; the detail says why.
     Skipped,
+    /// Not begun, or cut off, for want of time or by an interrupt: nothing is known.
+    #[serde(rename = "not run")]
+    NotRun,
 }
 
 /// One thing that was checked.
@@ -144,6 +147,7 @@ impl Report {
                     Verdict::Passed => "passed",
                     Verdict::Failed => "FAILED",
                     Verdict::Skipped => "skipped",
+                    Verdict::NotRun => "NOT RUN",
                 };
                 let line =
                     format!("{verdict:<10} {}: {} ({:.1} s)", finding.what, finding.detail, finding.seconds);
@@ -155,7 +159,10 @@ impl Report {
                     "loaded     {} in {}: {:.2} s, first batch after {:.2} s",
                     load.size, load.precision, load.load_s, load.first_batch_s
                 );
-                self.loads.push(load);
+                // A size can be loaded a second time for what is left of it; only the first start was a cold one.
+                if !self.loads.iter().any(|known| known.size == load.size) {
+                    self.loads.push(load);
+                }
                 line
             }
             Event::Cell(cell) => {
@@ -183,16 +190,22 @@ impl Report {
         for (name, value) in &self.facts {
             row(&mut text, [name.clone(), value.clone()]);
         }
-        let [passed, failed, skipped] =
-            [Verdict::Passed, Verdict::Failed, Verdict::Skipped].map(|verdict| self.count(verdict));
+        let [passed, failed, skipped, not_run] =
+            [Verdict::Passed, Verdict::Failed, Verdict::Skipped, Verdict::NotRun]
+                .map(|verdict| self.count(verdict));
         if !self.findings.is_empty() {
-            let _ = write!(text, "\n## Checks: {passed} passed, {failed} failed, {skipped} skipped\n\n");
+            let _ = write!(text, "\n## Checks: {passed} passed, {failed} failed, {skipped} skipped");
+            if not_run > 0 {
+                let _ = write!(text, ", {not_run} not run\n\n**Incomplete**: what was not run did not pass.");
+            }
+            text += "\n\n";
             text += "| check | verdict | detail | s |\n|---|---|---|---:|\n";
             for finding in &self.findings {
                 let verdict = match finding.verdict {
                     Verdict::Passed => "passed",
                     Verdict::Failed => "**failed**",
                     Verdict::Skipped => "skipped",
+                    Verdict::NotRun => "**not run**",
                 };
                 row(
                     &mut text,
@@ -378,6 +391,7 @@ mod tests {
         }
         assert_eq!(report.count(Verdict::Failed), 1);
         let text = report.markdown();
+        assert!(!text.contains("not run"), "{text}");
         for words in [
             "| device | NVIDIA H100 |",
             "0 passed, 1 failed, 0 skipped",
@@ -387,6 +401,45 @@ mod tests {
         ] {
             assert!(text.contains(words), "`{words}` is not in:\n{text}");
         }
+    }
+
+    #[test]
+    fn what_was_not_run_is_said_to_be_no_pass() {
+        let mut report = Report::default();
+        let verdict = Verdict::NotRun;
+        let finding = Finding { what: "soak".into(), verdict, detail: "no time".into(), seconds: 0.0 };
+        let line = serde_json::to_string(&finding).unwrap();
+        assert!(line.contains("\"not run\""), "{line}");
+        assert_eq!(report.add(Event::Finding(finding)), "NOT RUN    soak: no time (0.0 s)");
+        let text = report.markdown();
+        for words in
+            ["0 passed, 0 failed, 0 skipped, 1 not run", "**Incomplete**", "| soak | **not run** | no time |"]
+        {
+            assert!(text.contains(words), "`{words}` is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_first_load_of_a_size_is_the_one_that_counts() {
+        let load = |size: &str, load_s| Load {
+            size: size.into(),
+            engine: "test".into(),
+            precision: "fp16".into(),
+            parameters: 1,
+            weights_bytes: 2,
+            token_budget: 100,
+            generate_s: 0.0,
+            load_s,
+            first_batch_s: 0.0,
+            cold_first_batch_s: 0.0,
+            product_size: 64,
+            product_peak_tflops: None,
+        };
+        let mut report = Report::default();
+        for load in [load("3B", 1.0), load("8M", 2.0), load("3B", 3.0)] {
+            report.add(Event::Load(load));
+        }
+        assert_eq!(report.loads, [load("3B", 1.0), load("8M", 2.0)]);
     }
 
     #[test]

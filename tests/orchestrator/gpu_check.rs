@@ -2,13 +2,15 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use kernels::nvml::Library;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::emulation::EmulatedCuda;
 use crate::nvidia::fake::FakeNvml;
-use crate::process::{Finished, program, run};
+use crate::process::{Finished, Running, program, run};
 
 /// A GPU so small that a batch of its budget, which an engine computes when it starts, takes little time.
 const SMALL_GPU: &str = "memory=186M";
@@ -116,6 +118,49 @@ fn on_the_cpu_every_check_that_needs_no_gpu_passes() {
     assert!(tiny.join("config.json").exists() && tiny.join("model.safetensors").exists());
     // Nothing else is left.
     assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+}
+
+#[test]
+fn an_interrupt_leaves_the_report() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments =
+            ["--device", "cpu", "--only", "soak,speed", "--soak-seconds", "400", "--tokens", "60"];
+        let mut running = Running::start(&mut gpu_check(folder.path(), &arguments));
+        // Written before the first step is over.
+        running.wait_until("the report begins", |_| folder.path().join("report.json").exists());
+        running.signal(signal);
+        let told = running.finish().expect(130).says(["error: interrupted"]);
+        assert!(told.stdout.contains("| soak | **not run** | interrupted"), "{}", told.stdout);
+        assert!(told.stdout.contains("**Incomplete**"), "{}", told.stdout);
+        let report = report(folder.path());
+        let findings = findings(&report);
+        assert_eq!(verdict(&findings, "soak").0, "not run");
+        assert_eq!(verdict(&findings, "speed tiny 102"), ("not run", "interrupted before it began"));
+        assert!(report["facts"].as_array().unwrap().iter().any(|fact| fact[0] == "took"), "{report}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_into_the_time_is_not_run_and_no_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    // Three cells of 2 s: the last does not fit however fast the machine is.
+    let arguments =
+        ["--device", "cpu", "--tokens", "60", "--seconds", "1.5", "--lengths", "20,30,40", "--within", "3.6"];
+    let only = ["--only", "soak,speed"];
+    let told = run(&mut gpu_check(folder.path(), &[&arguments[..], &only].concat())).expect(4);
+    let told = told.says(["incomplete: ", "NOT RUN"]);
+    assert!(told.elapsed < Duration::from_secs(30), "{:?}", told.elapsed);
+    assert!(told.stdout.contains("**Incomplete**"), "{}", told.stdout);
+    let report = report(folder.path());
+    let findings = findings(&report);
+    // 30 s of soak are not even begun; the speed table is, and is cut off.
+    assert_eq!(verdict(&findings, "soak").0, "not run");
+    assert!(verdict(&findings, "soak").1.starts_with("not begun"), "{findings:?}");
+    assert_eq!(verdict(&findings, "speed tiny 40").0, "not run");
+    for length in ["20", "30"] {
+        assert!(["passed", "not run"].contains(&verdict(&findings, &format!("speed tiny {length}")).0));
+    }
 }
 
 /// Runs steps on an emulated GPU, on short sequences: each of its threads is computed one after the other.
