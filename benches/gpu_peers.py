@@ -5,29 +5,38 @@ Needs the program, and Python 3.10 or later with torch (2.5 or later for CUDA; 2
 and transformers; flash-attn is used where it is installed. No internet, no repository, no real weights:
 `virnucpro-orch gpu-check --peers-out` makes seeded ones in the published shapes, and sequences and our embeddings.
 
-    python gpu_peers.py --program ./virnucpro-orch > peers.md      # 8M, 650M and 3B, three kinds of lengths: some 20 minutes
+    python gpu_peers.py --program ./virnucpro-orch --json peers.json > peers.md      # within ten minutes, the most telling first
+    python gpu_peers.py --program ./virnucpro-orch --how compile,max-autotune,graph --within 3000     # all variants
     python gpu_peers.py --program ./virnucpro-orch --sizes 3B --lengths 102,166 --seconds 10 --json peers.json
     python gpu_peers.py --program ./virnucpro-orch --device cpu --sizes tiny --lengths 51 --seconds 1    # tries the script
 
 Peers:
-  transformers  EsmModel with sdpa attention, batches sorted by length and padded; the best of several batch sizes
-  packed        the same network written for speed: no padding, fused QKV, each attention that this PyTorch offers
-                (torch.nn.attention.varlen, flash-attn, else flex_attention; for sequences of one length plain sdpa,
-                too), with torch.compile, torch.compile max-autotune, and the latter as a CUDA graph; the best of them
+  transformers  EsmModel with sdpa attention, batches sorted by length and padded, as it is and with torch.compile; the
+                best of the batch sizes of --batches
+  packed        the same network written for speed: no padding, fused QKV, an attention for packed batches that this
+                PyTorch offers (torch.nn.attention.varlen, else flash-attn, else flex_attention; --attention dense:
+                plain sdpa for sequences of one length), with torch.compile; on request (--how) with torch.compile
+                max-autotune, and the latter as a CUDA graph; the best of them
 
 Each peer is timed as we are: sustained, after a warm-up, tokens copied to the device and pooled embeddings back. Ratios
 are ours / peer in tokens per second (BOS and EOS counted); the cosine is between our pooled embeddings and the peer's.
-A peer that does not work here is reported as a line, never as a number.
+A peer that does not work here is reported as a line, never as a number. Table and JSON are written anew after each
+attempt (the table where standard output is a file, else once at the end); what --within leaves no time for is named as
+not run, which makes exit code 1 as a failure does.
 """
 import argparse
 import datetime
+import fcntl
 import gc
 import itertools
 import json
 import math
+import os
 import pathlib
 import platform
 import shutil
+import signal
+import stat
 import statistics
 import subprocess
 import sys
@@ -90,6 +99,49 @@ class Transformers:
         self.device = device
         model = EsmModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa")
         self.model = model.eval().to(device, dtype)
+        self.restore_frequencies(device, dtype)
+        self.eager = self.model
+
+    def compile(self, how):
+        self.model = torch.compile(self.eager) if how == "compile" else self.eager
+
+    def restore_frequencies(self, device, dtype):
+        """`.to` has rounded the rotary frequencies to halves: tenths of a radian wrong at a thousand residues."""
+        found = 0
+        for module in self.model.modules():
+            for buffer in ("inv_freq", "original_inv_freq"):
+                frequencies = getattr(module, buffer, None)
+                if not isinstance(frequencies, torch.Tensor):
+                    continue
+                exponents = torch.arange(0, 2 * len(frequencies), 2, dtype=torch.float32, device=device)
+                exact = 1.0 / 10000 ** (exponents / (2 * len(frequencies)))
+                setattr(module, buffer, exact)
+                # Tables made before would stay as they are.
+                for table in ("_seq_len_cached", "_cos_cached", "_sin_cached"):
+                    if hasattr(module, table):
+                        setattr(module, table, None)
+                found += 1
+        assert found, "transformers keeps its rotary frequencies elsewhere: positions would be wrong in fp16"
+
+        self.check_dtype(dtype, device)
+
+    def check_dtype(self, dtype, device):
+        """Positions in f32 must leave queries and keys in their own dtype, else attention is another, slow one."""
+        seen, theirs = [], F.scaled_dot_product_attention
+
+        def look(query, key, value, *rest, **named):
+            seen.extend((query.dtype, key.dtype))
+            return theirs(query, key, value, *rest, **named)
+
+        F.scaled_dot_product_attention = look
+        try:
+            tokens = torch.tensor([[BOS, FIRST_LETTER, EOS]], device=device)
+            with torch.inference_mode():
+                self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        finally:
+            F.scaled_dot_product_attention = theirs
+        assert seen, "transformers does not call scaled_dot_product_attention"
+        assert set(seen) == {dtype}, f"queries and keys are {seen}, not {dtype}"
 
     def batches(self, sequences, token_budget):
         """Padded batches; a token counts whether it is one or padding."""
@@ -239,22 +291,32 @@ class Packed:
         # The filler is the last row.
         return pooled.index_add_(0, segments.clamp(max=rows), x)[:rows]
 
-    def state(self, batch, limits, segments):
+    def state(self, batch, limits):
         """What attention reads besides its operands."""
         state = {"limits": limits, "longest": batch["longest"], "equal": batch["equal"]}
         if self.attention is flex:
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            same = lambda b, h, query, key: segments[query] == segments[key]
-            state["mask"] = create_block_mask(same, None, None, len(segments), len(segments), device=self.device)
+            state["mask"] = batch["mask"]
         return state
+
+    def prepare(self, batches):
+        """What depends on a batch's lengths alone, and is no part of what is timed."""
+        if self.attention is not flex:
+            return
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        # Compiled it never holds all pairs of tokens.
+        create = torch.compile(create_block_mask)
+        for batch in batches:
+            if "mask" not in batch:
+                segments = batch["segments"].to(self.device)
+                batch["mask"] = create(same(segments), None, None, len(segments), len(segments), device=self.device)
 
     def run(self, batch):
         inputs = {
             name: batch[name].to(self.device, non_blocking=True)
             for name in ("tokens", "positions", "segments", "weights", "limits")
         }
-        state = self.state(batch, inputs["limits"], inputs["segments"])
+        state = self.state(batch, inputs["limits"])
         names = ("tokens", "positions", "segments", "weights")
         return self.forward(*(inputs[name] for name in names), state, batch["rows"])
 
@@ -271,6 +333,11 @@ def flash(query, key, value, state):
 
     limits, longest = state["limits"], state["longest"]
     return flash_attn_varlen_func(query, key, value, limits, limits, longest, longest)
+
+
+def same(segments):
+    """Tokens see those of their own sequence."""
+    return lambda b, h, query, key: segments[query] == segments[key]
 
 
 def flex(query, key, value, state):
@@ -301,15 +368,14 @@ def each(query, key, value, state):
 
 
 def attentions():
-    """Those that are there; flex_attention, the slowest to compile, only where there is no other for packed batches."""
-    found = []
+    """The first that is there; flex_attention, the slowest to compile, only where there is no other."""
     for name, module in (("varlen", "torch.nn.attention.varlen"), ("flash", "flash_attn")):
         try:
             __import__(module)
-            found.append(name)
+            return [name]
         except Exception:
             pass
-    return [*(found or ["flex"]), "dense"]
+    return ["flex"]
 
 
 class Graph:
@@ -321,7 +387,7 @@ class Graph:
         self.packed, self.device = packed, packed.device
         self.inputs = {name: batch[name].to(self.device) for name in self.NAMES}
         self.shape = self.shape_of(batch)
-        state = packed.state(batch, self.inputs["limits"], self.inputs["segments"])
+        state = packed.state(batch, self.inputs["limits"])
         call = lambda: packed.forward(*(self.inputs[name] for name in self.NAMES[:4]), state, batch["rows"])
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -389,108 +455,241 @@ def release(device):
         torch.cuda.empty_cache()
 
 
-def attempt(results, peer, variant, body):
-    """One variant of a peer; one that does not work is told and costs no other."""
-    try:
-        entry = body()
-        entry.update(peer=peer, variant=variant)
-        results.append(entry)
-        say(f"  {peer:12} {variant:40} {entry['tokens_per_s']:12,.0f} tokens/s, cosine >= {entry['cosine_min']:.7f}")
-    except Exception as error:  # Whatever it is, the others go on.
-        text = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        results.append({"peer": peer, "variant": variant, "error": text})
-        say(f"  {peer:12} {variant:40} does not work here: {text}")
+class CutOff(BaseException):
+    """The time is over, or the operator has had enough; no failure of an attempt."""
 
 
-def peers_of(arguments, folder, lengths, budget, device, dtype):
-    """Every variant of every peer for one size; yields (length, results)."""
+class Clock:
+    """Ends everything in time, however long a compiler thinks."""
+
+    def __init__(self, within):
+        self.within, self.ends = within, time.monotonic() + within
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.cut_off("interrupted"))
+        signal.signal(signal.SIGALRM, self.cut_off(f"the {within:.0f} s of --within were over"))
+        # More than once: where Python cannot raise, as in a destructor, it drops the first.
+        signal.setitimer(signal.ITIMER_REAL, within, 5.0)
+
+    @staticmethod
+    def cut_off(why):
+        def handler(*_):
+            raise CutOff(why)
+
+        return handler
+
+    def left(self):
+        return self.ends - time.monotonic()
+
+    def stop(self):
+        """The report is to be written in peace."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+class Attempts:
+    """What was tried for one size, told and written one after the other."""
+
+    def __init__(self, clock, seconds, lengths, written):
+        self.clock, self.seconds, self.written = clock, seconds, written
+        self.results = {length: [] for length in lengths}
+
+    def note(self, length, peer, variant, entry):
+        self.results[length].append({"peer": peer, "variant": variant, **entry})
+        if "error" in entry or "not_run" in entry:
+            words = "not run" if "not_run" in entry else "does not work here"
+            say(f"  {length:8} {peer:12} {variant:40} {words}: {entry.get('error') or entry['not_run']}")
+        else:
+            speed, cosine = entry["tokens_per_s"], entry["cosine_min"]
+            say(f"  {length:8} {peer:12} {variant:40} {speed:12,.0f} tokens/s, cosine >= {cosine:.7f}")
+        self.written()
+
+    def attempt(self, length, peer, variant, body):
+        """One variant of a peer; one that does not work is told and costs no other."""
+        if self.clock.left() < 2 + self.seconds * 4 / 3:
+            self.note(length, peer, variant, {"not_run": "no time left"})
+            return
+        try:
+            entry = body()
+        except CutOff as cut:
+            self.note(length, peer, variant, {"not_run": f"cut off: {cut}"})
+            raise
+        except Exception as error:  # Whatever it is, the others go on.
+            entry = {"error": first_line(error)}
+        self.note(length, peer, variant, entry)
+
+
+def first_line(error):
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+
+
+def peers_of(arguments, attempts, folder, lengths, budget, device, dtype):
+    """Every variant of every peer for one size, the most telling first."""
     hidden = json.loads((folder / "config.json").read_text())["hidden_size"]
     work = {}
     for length in lengths:
         sequences = read_fasta(folder / f"{length}.fasta")
-        work[length] = sequences, read_ours(folder / f"{length}.f32", len(sequences), hidden), []
+        work[length] = sequences, read_ours(folder / f"{length}.f32", len(sequences), hidden)
 
     def timed(run, batches, length):
-        sequences, ours, _ = work[length]
+        sequences, ours = work[length]
         theirs = embeddings(run, batches, sequences, hidden, device)
         assert torch.isfinite(theirs).all(), "embeddings are not finite"
         return {"tokens_per_s": measure(run, batches, arguments.seconds, device), **cosines(ours, theirs)}
 
-    with torch.inference_mode():
-        if "transformers" in arguments.peers:
-            try:
-                model = Transformers(folder, device, dtype)
-            except Exception as error:
-                model = None
-                for length in lengths:
-                    work[length][2].append({"peer": "transformers", "variant": "load", "error": str(error)[:160]})
-            for length in lengths if model else ():
-                for size in sorted({budget // 4, budget // 2, budget}):
-                    run = lambda: timed(model.run, model.batches(work[length][0], size), length)
-                    attempt(work[length][2], "transformers", f"sdpa, padded, {size} tokens", run)
-                    release(device)
-            del model
-            release(device)
-        if "packed" in arguments.peers:
-            packed = Packed(folder, device, dtype)
+    def loaded(kind):
+        try:
+            return kind(folder, device, dtype)
+        except Exception as error:
             for length in lengths:
-                sequences, _, results = work[length]
-                batches = packed.batches(sequences, budget)
-                kinds = arguments.attention
-                if not all(batch["equal"] for batch in batches):
-                    kinds = [kind for kind in kinds if kind is not dense]
-                for kind, how in itertools.product(kinds, arguments.how):
-                    # Eager flex_attention holds all scores; `each` is no function of tensors alone.
-                    wanted = {flex: ("compile", "max-autotune"), each: ("eager",)}.get(kind, arguments.how)
-                    if how not in wanted or how == "graph" and device.type != "cuda":
-                        continue
+                attempts.note(length, kind.__name__.lower(), "load", {"error": first_line(error)})
 
-                    def body():
-                        packed.attention = kind
-                        packed.layer_function = packed.layer
-                        torch._dynamo.reset()
-                        if how in ("compile", "max-autotune", "graph"):
-                            mode = None if how == "compile" else "max-autotune-no-cudagraphs"
-                            packed.layer_function = torch.compile(packed.layer, mode=mode)
-                        run = packed.run
-                        if how == "graph":
-                            shapes = {tuple(batch["limits"].shape) for batch in batches}
-                            assert len(shapes) == 1, "batches differ in their number of sequences"
-                            graph = Graph(packed, batches[0])
-                            run = graph.run
-                        return timed(run, batches, length)
+    with torch.inference_mode():
+        packed = loaded(Packed) if "packed" in arguments.peers else None
+        for how, length in itertools.product(arguments.how, lengths) if packed else ():
+            batches = packed.batches(work[length][0], budget)
+            for kind in arguments.attention:
+                if kind is dense and not all(batch["equal"] for batch in batches):
+                    continue
+                # Eager flex_attention holds all scores; `each` is no function of tensors alone.
+                wanted = {flex: ("compile", "max-autotune"), each: ("eager",)}.get(kind, arguments.how)
+                if how not in wanted or how == "graph" and device.type != "cuda":
+                    continue
 
-                    attempt(results, "packed", f"{kind.__name__}, {how}", body)
-                    release(device)
-    return {length: results for length, (_, _, results) in work.items()}
+                def body():
+                    packed.attention = kind
+                    packed.layer_function = packed.layer
+                    torch._dynamo.reset()
+                    if how in ("compile", "max-autotune", "graph"):
+                        mode = None if how == "compile" else "max-autotune-no-cudagraphs"
+                        packed.layer_function = torch.compile(packed.layer, mode=mode)
+                    packed.prepare(batches)
+                    run = packed.run
+                    if how == "graph":
+                        shapes = {tuple(batch["limits"].shape) for batch in batches}
+                        assert len(shapes) == 1, "batches differ in their number of sequences"
+                        graph = Graph(packed, batches[0])
+                        run = graph.run
+                    return timed(run, batches, length)
+
+                attempts.attempt(length, "packed", f"{kind.__name__}, {how}", body)
+                release(device)
+        del packed
+        release(device)
+        model = loaded(Transformers) if "transformers" in arguments.peers else None
+        for how, length in itertools.product(arguments.how_padded, lengths) if model else ():
+            for share in arguments.batches:
+                size = max(1, int(budget * share))
+
+                def body():
+                    torch._dynamo.reset()
+                    model.compile(how)
+                    return timed(model.run, model.batches(work[length][0], size), length)
+
+                attempts.attempt(length, "transformers", f"sdpa, padded, {size} tokens, {how}", body)
+                release(device)
+        del model
+        release(device)
 
 
-def ours_of(arguments, size, lengths, folder):
+def ours_of(arguments, clock, size, lengths, folder):
     """Runs our program on one size; returns its report."""
     report = folder / "ours.json"
+    report.unlink(missing_ok=True)
     command = [
         arguments.program, "gpu-check", "--only", "speed", "--device", "cpu" if arguments.device == "cpu" else arguments.ours,
         "--sizes", size, "--lengths", ",".join(lengths), "--seconds", str(arguments.seconds),
-        "--peers-out", str(folder), "--json", str(report),
+        "--within", f"{max(clock.left(), 1):.0f}", "--peers-out", str(folder), "--json", str(report),
     ]  # fmt: skip
     if arguments.tokens:
         command += ["--tokens", str(arguments.tokens)]
     say(f"{' '.join(command)}")
-    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    # So that it finds the libraries that came with PyTorch, as wheels of this interpreter.
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        try:
+            status = process.wait()
+        except CutOff:
+            # It ends its own processes, which a kill would leave on the GPU.
+            process.terminate()
+            raise
     if not report.exists():
-        sys.exit(f"gpu-check ended with {status} and left no report")
+        raise RuntimeError(f"gpu-check ended with {status} and left no report")
     return json.loads(report.read_text())
 
 
+class Output:
+    """The report while it grows: whenever it is cut off, what was measured is there."""
+
+    def __init__(self, arguments, facts, sizes, lengths):
+        self.arguments, self.facts, self.sizes, self.lengths = arguments, facts, sizes, lengths
+        self.ours, self.results, self.failures, self.begins = {}, {}, {}, None
+        status = os.fstat(sys.stdout.fileno())
+        if stat.S_ISREG(status.st_mode) and not fcntl.fcntl(sys.stdout, fcntl.F_GETFL) & os.O_APPEND:
+            self.begins = os.lseek(sys.stdout.fileno(), 0, os.SEEK_CUR)
+
+    def rows_and_missing(self):
+        rows, missing = [], []
+        for size, length in itertools.product(self.sizes, self.lengths):
+            cells = {cell["lengths"]: cell for cell in self.ours.get(size, {"cells": []})["cells"]}
+            if length not in cells:
+                missing.append(f"{size}, {length}: ours: {self.failures.get(size, 'not run, or failed')}")
+                continue
+            for peer in self.arguments.peers:
+                tried = [entry for entry in self.results.get(size, {}).get(length, []) if entry["peer"] == peer]
+                worked = [entry for entry in tried if "tokens_per_s" in entry]
+                for entry in tried:
+                    if "not_run" in entry:
+                        missing.append(f"{size}, {length}: {peer}, {entry['variant']}: not run: {entry['not_run']}")
+                if not tried:
+                    missing.append(f"{size}, {length}: {peer}: not run")
+                elif not worked and any("error" in entry for entry in tried):
+                    missing.append(f"{size}, {length}: no variant of {peer} that was tried works here")
+                if worked:
+                    best = max(worked, key=lambda entry: entry["tokens_per_s"])
+                    rows.append({"size": size, "lengths": length, "ours": cells[length]["tokens_per_s"], **best})
+        return rows, missing
+
+    def markdown(self, rows, missing):
+        lines = ["# gpu_peers", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in self.facts.items()]
+        lines += table(rows)
+        for line in missing:
+            lines += ["", f"missing: {line}"]
+        for peer in self.arguments.peers:
+            ratios = [row["ours"] / row["tokens_per_s"] for row in rows if row["peer"] == peer]
+            if ratios:
+                mean = math.exp(statistics.fmean(map(math.log, ratios)))
+                lines += ["", f"ours / {peer}: {min(ratios):.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}"]
+        return "\n".join(lines) + "\n"
+
+    def write(self, finally_=False):
+        rows, missing = self.rows_and_missing()
+        if self.begins is not None:
+            sys.stdout.flush()
+            os.lseek(sys.stdout.fileno(), self.begins, os.SEEK_SET)
+            os.ftruncate(sys.stdout.fileno(), self.begins)
+        if self.begins is not None or finally_:
+            print(self.markdown(rows, missing), end="", flush=True)
+        if self.arguments.json:
+            sizes = {size: {"ours": ours, "peers": self.results.get(size, {})} for size, ours in self.ours.items()}
+            everything = {"facts": self.facts, "sizes": sizes, "rows": rows, "missing": missing}
+            temporary = self.arguments.json.with_name(f"{self.arguments.json.name}.part")
+            temporary.write_text(json.dumps(everything, indent=1))
+            temporary.replace(self.arguments.json)
+        return rows, missing
+
+
 def table(rows):
-    print("\n| model | residues | ours tokens/s | peer | variant | peer tokens/s | ours / peer | cosine, least | cosine, median |")
-    print("|---|---|---:|---|---|---:|---:|---:|---:|")
+    lines = ["", "| model | residues | ours tokens/s | peer | variant | peer tokens/s | ours / peer | cosine, least | cosine, median |"]
+    lines.append("|---|---|---:|---|---|---:|---:|---:|---:|")
     for row in rows:
-        print(
+        lines.append(
             f"| {row['size']} | {row['lengths']} | {row['ours']:,.0f} | {row['peer']} | {row['variant']} | "
             f"{row['tokens_per_s']:,.0f} | {row['ours'] / row['tokens_per_s']:.2f} | {row['cosine_min']:.7f} | "
             f"{row['cosine_median']:.7f} |"
         )
+    return lines
 
 
 def main():
@@ -498,21 +697,27 @@ def main():
     parser.add_argument("--program", default="virnucpro-orch", help="our executable")
     parser.add_argument("--device", default="cuda", help="of PyTorch: cuda, cuda:1, cpu")
     parser.add_argument("--ours", default="cuda:0", help="the same device in our words")
-    parser.add_argument("--sizes", default="8M,650M,3B")
-    parser.add_argument("--lengths", default="102,400,uniprot")
+    parser.add_argument("--sizes", default="3B,650M,8M", help="in this order")
+    parser.add_argument("--lengths", default="102,uniprot")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--tokens", type=int, help="per batch, of ours and of the packed peer")
     parser.add_argument("--peers", default="transformers,packed")
-    parser.add_argument("--how", help="of eager,compile,max-autotune,graph; on a GPU all but the first")
-    parser.add_argument("--attention", help="of varlen,flash,flex,dense,each; on a GPU all but the last that are there")
+    parser.add_argument("--within", type=float, default=570.0, help="end after so many seconds at the latest")
+    parser.add_argument("--how", help="of the packed peer, of eager,compile,max-autotune,graph; on a GPU compile")
+    parser.add_argument("--how-padded", help="of transformers, of eager,compile; on a GPU both")
+    parser.add_argument("--batches", default="0.5", help="of transformers: shares of our tokens per batch, as in 0.25,0.5,1")
+    parser.add_argument("--attention", help="of varlen,flash,flex,dense,each; on a GPU the first that is there")
     parser.add_argument("--folder", type=pathlib.Path, help="keeps weights and sequences here")
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
+    clock = Clock(arguments.within)
     device = torch.device(arguments.device)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     arguments.peers = arguments.peers.split(",")
     on_cpu = device.type == "cpu"
-    arguments.how = (arguments.how or ("eager" if on_cpu else "compile,max-autotune,graph")).split(",")
+    arguments.how = (arguments.how or ("eager" if on_cpu else "compile")).split(",")
+    arguments.how_padded = (arguments.how_padded or ("eager" if on_cpu else "eager,compile")).split(",")
+    arguments.batches = [float(share) for share in arguments.batches.split(",")]
     kinds = {"varlen": varlen, "flash": flash, "flex": flex, "dense": dense, "each": each}
     names = (arguments.attention or ("each,dense" if on_cpu else ",".join(attentions()))).split(",")
     arguments.attention = [kinds[name] for name in names]
@@ -532,48 +737,39 @@ def main():
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU: no GPU is measured",
         **versions,
     }
-    everything, rows, missing = {"facts": facts, "sizes": {}}, [], []
+    sizes = arguments.sizes.split(",")
+    output = Output(arguments, facts, sizes, lengths)
+    output.write()
     try:
-        for size in arguments.sizes.split(","):
-            report = ours_of(arguments, size, lengths, folder)
+        for size in sizes:
+            try:
+                report = ours_of(arguments, clock, size, lengths, folder)
+            except (OSError, RuntimeError, ValueError) as error:
+                output.failures[size] = first_line(error)
+                say(f"{size}: {output.failures[size]}")
+                continue
+            output.ours[size] = report
             told = [(name, value) for name, value in report["facts"] if name not in ("date", "command", "took")]
             for name in dict.fromkeys(name for name, _ in told):
                 facts[f"ours, {name}"] = "; ".join(value for other, value in told if other == name)
-            cells = {cell["lengths"]: cell for cell in report["cells"]}
+            cells = {cell["lengths"] for cell in report["cells"]}
             done = [length for length in lengths if length in cells and (folder / size / f"{length}.f32").exists()]
-            missing += [f"{size}, {length}: ours failed" for length in lengths if length not in done]
-            if not done:
-                continue
-            budget = report["loads"][0]["token_budget"]
-            results = peers_of(arguments, folder / size, done, budget, device, dtype)
-            everything["sizes"][size] = {"ours": report, "peers": results}
-            for length in done:
-                for peer in arguments.peers:
-                    worked = [entry for entry in results[length] if entry["peer"] == peer and "error" not in entry]
-                    if not worked:
-                        missing.append(f"{size}, {length}: no variant of {peer} works here")
-                        continue
-                    best = max(worked, key=lambda entry: entry["tokens_per_s"])
-                    rows.append({"size": size, "lengths": length, "ours": cells[length]["tokens_per_s"], **best})
+            attempts = Attempts(clock, arguments.seconds, lengths, output.write)
+            output.results[size] = attempts.results
+            output.write()
+            if done:
+                budget = report["loads"][0]["token_budget"]
+                peers_of(arguments, attempts, folder / size, done, budget, device, dtype)
             if not arguments.folder:
                 shutil.rmtree(folder / size, ignore_errors=True)
+    except CutOff as cut:
+        facts["cut off"] = str(cut)
+        say(f"cut off: {cut}")
     finally:
+        clock.stop()
+        rows, missing = output.write(finally_=True)
         if not arguments.folder:
             shutil.rmtree(folder, ignore_errors=True)
-
-    print("# gpu_peers\n\n| | |\n|---|---|")
-    for name, value in facts.items():
-        print(f"| {name} | {value} |")
-    table(rows)
-    for line in missing:
-        print(f"\nmissing: {line}")
-    for peer in arguments.peers:
-        ratios = [row["ours"] / row["tokens_per_s"] for row in rows if row["peer"] == peer]
-        if ratios:
-            mean = math.exp(statistics.fmean(map(math.log, ratios)))
-            print(f"\nours / {peer}: {min(ratios):.2f} to {max(ratios):.2f}, geometric mean {mean:.2f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({**everything, "rows": rows, "missing": missing}, indent=1))
     sys.exit(1 if missing or not rows else 0)
 
 
