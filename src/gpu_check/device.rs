@@ -12,10 +12,10 @@ use kernels::{Batch, Engine, EngineError, EngineOptions, Model, ModelConfig, Poo
 /// An opened device.
 pub(super) enum Device {
     /// No GPU: the checks themselves are tried on it.
-    Cpu { threads: usize },
+    Cpu {
+        threads: usize,
+    },
     Cuda {
-        /// As in `devices.use`.
-        name: String,
         gpu: Gpu,
     },
 }
@@ -41,7 +41,7 @@ impl Device {
             return Err(Refusal { text: format!("`{name}` is no GPU"), hints });
         }
         match Gpu::open(name) {
-            Ok(gpu) => Ok(Self::Cuda { name: name.to_owned(), gpu }),
+            Ok(gpu) => Ok(Self::Cuda { gpu }),
             Err(CudaError::Libraries(errors)) => Err(Refusal {
                 text: format!("device `{name}` cannot be used: libraries of NVIDIA are missing"),
                 hints: errors.iter().map(ToString::to_string).collect(),
@@ -53,18 +53,10 @@ impl Device {
         }
     }
 
-    /// As in `devices.use`.
-    pub(super) fn name(&self) -> &str {
-        match self {
-            Self::Cpu { .. } => "cpu",
-            Self::Cuda { name, .. } => name,
-        }
-    }
-
     pub(super) fn gpu(&self) -> Option<&Gpu> {
         match self {
             Self::Cpu { .. } => None,
-            Self::Cuda { gpu, .. } => Some(gpu),
+            Self::Cuda { gpu } => Some(gpu),
         }
     }
 
@@ -75,7 +67,7 @@ impl Device {
                 let text = format!("the CPU ({}, {threads} threads): no GPU is checked", cpu::instructions());
                 return vec![("device", text)];
             }
-            Self::Cuda { gpu, .. } => gpu,
+            Self::Cuda { gpu } => gpu,
         };
         let memory = gpu.memory().map_or_else(
             |error| error.to_string(),
@@ -124,7 +116,7 @@ impl Device {
             (Self::Cpu { .. }, Precision::Fp16 | Precision::Bf16) => {
                 Err("the CPU engine computes in fp32 only".to_owned())
             }
-            (Self::Cuda { gpu, .. }, precision) => gpu.require(precision).map_err(|error| error.to_string()),
+            (Self::Cuda { gpu }, precision) => gpu.require(precision).map_err(|error| error.to_string()),
         }
     }
 
@@ -137,7 +129,7 @@ impl Device {
         let options = |threads| EngineOptions { layer: model.config().layers, pooling, precision, threads };
         match self {
             Self::Cpu { threads } => Ok(Loaded::Cpu(Box::new(CpuEngine::load(model, options(*threads))?))),
-            Self::Cuda { gpu, .. } => {
+            Self::Cuda { gpu } => {
                 let engine = CudaEngine::load(gpu.clone(), model, options(1))?;
                 for warning in engine.warnings() {
                     crate::stderr::say(format_args!("warning    {warning}"));
@@ -173,7 +165,7 @@ impl Device {
     /// If the device fails.
     pub(super) fn product_peak(&self, precision: Precision, size: usize) -> Result<Option<f64>, String> {
         match self {
-            Self::Cuda { gpu, .. } if precision != Precision::Fp32 => {
+            Self::Cuda { gpu } if precision != Precision::Fp32 => {
                 let bench = Bench::open(gpu, &[Number::F16], 16).map_err(|error| error.to_string())?;
                 bench.product_peak(size).map(Some).map_err(|error| error.to_string())
             }

@@ -135,6 +135,12 @@ fn lengths(arguments: &GpuCheckArguments) -> Vec<Lengths> {
 
 /// Does what one process of the command does, and says its events.
 pub(crate) fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Exit, Failure> {
+    let folder = arguments.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let scratch = folder.as_path();
+    if part == Part::KilledWorker {
+        recovery::killed_worker(&arguments.device, arguments.tokens, scratch);
+        return Ok(Exit::Done);
+    }
     let device = match Device::open(&arguments.device) {
         Ok(device) => device,
         Err(refusal) => {
@@ -142,11 +148,11 @@ pub(crate) fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Ex
             return Ok(Exit::Failed);
         }
     };
-    let folder = arguments.scratch.clone().unwrap_or_else(std::env::temp_dir);
-    let scratch = folder.as_path();
     let sizes = sizes(arguments);
     let smallest = sizes.first().copied().unwrap_or(SHAPES[0]);
     match part {
+        // Above, before the device was opened.
+        Part::KilledWorker => {}
         Part::Facts => {
             for (name, value) in device.facts() {
                 tell(&Event::Fact { name: name.to_owned(), value });
@@ -170,7 +176,6 @@ pub(crate) fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Ex
         Part::OutOfMemory => faults::out_of_memory(&device, smallest, scratch),
         Part::Sticky => faults::sticky(&device, smallest, scratch),
         Part::Fresh => faults::fresh(&device, smallest, scratch),
-        Part::KilledWorker => recovery::killed_worker(&device, scratch),
         Part::Soak => {
             // Large enough to keep a GPU busy, small enough for many batches.
             let medium = sizes.iter().copied().find(|shape| shape.name == "150M");

@@ -1,4 +1,6 @@
 //! A real run whose worker is killed: it must go on by itself, and nothing of the result may change.
+//!
+//! This process does not open the GPU itself: one in exclusive compute mode would then refuse the run's worker.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::device::Device;
 use super::random::Random;
 use super::report::check;
 
@@ -17,17 +18,19 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(2);
 
 /// Makes this check.
-pub(super) fn killed_worker(device: &Device, scratch: &Path) {
-    check("recovery: a worker killed in a run", || worker_killed(device, scratch));
+///
+/// `tokens`: of a batch, and of the longest sequence; few where a device is so slow that a run is to be short, too.
+pub(super) fn killed_worker(device: &str, tokens: Option<u32>, scratch: &Path) {
+    check("recovery: a worker killed in a run", || worker_killed(device, tokens, scratch));
 }
 
 /// Kills the worker of a real run; the run must go on by itself and leave the bytes of an undisturbed one.
-fn worker_killed(device: &Device, scratch: &Path) -> Result<String, String> {
-    /// The first is enough for a CPU; a GPU needs more for the kill to find it at work.
-    const SEQUENCES: [usize; 5] = [1_000, 4_000, 16_000, 64_000, 256_000];
+fn worker_killed(device: &str, tokens: Option<u32>, scratch: &Path) -> Result<String, String> {
+    /// The second is enough for a CPU; a GPU needs more for the kill to find it at work.
+    const SEQUENCES: [usize; 6] = [50, 1_000, 4_000, 16_000, 64_000, 256_000];
     let folder = scratch.join("kill");
-    for sequences in SEQUENCES {
-        write_job(&folder, device, sequences)?;
+    for sequences in SEQUENCES.into_iter().skip(usize::from(tokens.is_none())) {
+        write_job(&folder, device, sequences, tokens)?;
         let mut run = Run::start(&folder, "killed")?;
         let Some(worker) = run.worker_at_work()? else {
             // It was over before anything could be killed: once more with more to do.
@@ -49,7 +52,11 @@ fn worker_killed(device: &Device, scratch: &Path) -> Result<String, String> {
     Err("every run was over before its worker could be killed".to_owned())
 }
 
-fn write_job(folder: &Path, device: &Device, sequences: usize) -> Result<(), String> {
+fn write_job(folder: &Path, device: &str, sequences: usize, tokens: Option<u32>) -> Result<(), String> {
+    const TOKENS: u32 = 4_000;
+    /// The least that a job may ask for.
+    const BUDGET_MIN: u32 = 64;
+    const RESIDUES_MAX: usize = 200;
     let failed = |error: std::io::Error| format!("failed to write into `{}`: {error}", folder.display());
     if folder.exists() {
         fs::remove_dir_all(folder).map_err(failed)?;
@@ -57,17 +64,20 @@ fn write_job(folder: &Path, device: &Device, sequences: usize) -> Result<(), Str
     fs::create_dir_all(folder).map_err(failed)?;
     let mut random = Random::new(7);
     let mut fasta = String::new();
+    let tokens = tokens.unwrap_or(TOKENS);
+    let token_budget = tokens.max(BUDGET_MIN);
+    let residues_max = RESIDUES_MAX.min(tokens as usize - 2);
     for ordinal in 0..sequences {
-        let residues = random.within(20..200);
+        let residues = random.within(residues_max / 10..residues_max);
         fasta += &format!(">{ordinal}\n{}\n", String::from_utf8_lossy(&random.protein(residues)));
     }
     fs::write(folder.join("proteins.fasta"), fasta).map_err(failed)?;
     let job = format!(
-        "[input]\nfasta = [\"proteins.fasta\"]\n[packing]\ntoken_budget = 4000\n[output]\ndirectory = \"results\"\n\
+        "[input]\nfasta = [\"proteins.fasta\"]\n[packing]\ntoken_budget = {token_budget}\n[output]\ndirectory = \"results\"\n\
          segment_sequences = {}\n[devices]\nuse = [\"{}\"]\n[restart]\nbackoff_ms_min = 1\nbackoff_ms_max = 20\n\
          [telemetry]\nprogress = \"none\"\n",
         sequences / 10,
-        device.name()
+        device
     );
     fs::write(folder.join("job.toml"), job).map_err(failed)
 }

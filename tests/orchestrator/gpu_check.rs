@@ -265,6 +265,30 @@ fn an_engine_notices_a_kernel_that_wrote_out_of_bounds() {
 }
 
 #[test]
+fn a_run_on_an_emulated_gpu_survives_its_worker() {
+    let Some(cuda) = EmulatedCuda::built() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = program(["gpu-check-part", "killed-worker", "--tokens", "60", "--scratch"]);
+    command.arg(folder.path()).env("VIRNUCPRO_CACHE", folder.path().join("cache"));
+    // The demo model takes more than the tiny one.
+    cuda.lend(&mut command, "memory=194M");
+    let nvml = FakeNvml::new(&crate::emulated_nvml::nvml_script(1, 1 << 30));
+    command.env(Library::VARIABLE, nvml.path());
+    let mut running = Running::start(&mut command);
+    let parts = folder.path().join("kill/killed/embeddings");
+    // An early end is told by what it says.
+    while !parts.exists() && !running.has_ended() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // In exclusive compute mode a context of its own would keep the worker from the GPU.
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", running.id())).unwrap_or_default();
+    assert!(!maps.contains("libcuda"), "{maps}");
+    assert_passed(running.finish(), "recovery: a worker killed in a run");
+    let manifest = std::fs::read(folder.path().join("kill/killed/run.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&manifest).unwrap()["devices"], json!(["cuda:0"]));
+}
+
+#[test]
 fn a_process_that_dies_is_a_failed_check_and_stops_no_other() {
     let Some(cuda) = EmulatedCuda::built() else { return };
     let folder = tempfile::tempdir().unwrap();
