@@ -74,7 +74,14 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
 
 /// Asks a running job for something, and prints what it says to that.
 pub(crate) fn command(folder: &Path, request: &Request) -> Result<Exit, Failure> {
-    if let Some(words) = ask_for(folder, request)? {
+    let said = ask_for(folder, request)?;
+    let words = said.as_deref().or(match request {
+        Request::Pause => Some("paused: batches under way are finished, no more are lent"),
+        Request::Resume => Some("goes on"),
+        Request::Stop => Some("stops within its grace time"),
+        _ => None,
+    });
+    if let Some(words) = words {
         crate::stdout::print(&format!("{words}\n"))?;
     }
     Ok(Exit::Done)

@@ -47,6 +47,8 @@ pub(super) struct Account {
     write_waits: WaitTally,
     devices: Vec<DeviceAccount>,
     idle: IdleClock,
+    /// When it was last seen paused, or with a full disk.
+    stood_until: Option<Instant>,
     queues: Option<PackerReport>,
     events: Events,
 }
@@ -136,6 +138,7 @@ impl Account {
                 write: line(),
                 others: line(),
             },
+            stood_until: None,
             queues: None,
             events: Events::default(),
         }
@@ -299,6 +302,9 @@ impl Account {
         let done = computed.max(snapshot.residues_committed);
         // While it does not go on as it did, nobody can say.
         let goes_on = !(snapshot.paused || snapshot.disk_full || snapshot.stopping);
+        if snapshot.paused || snapshot.disk_full {
+            self.stood_until = Some(now);
+        }
         let left = snapshot.residues_total.saturating_sub(done);
         snapshot.remaining = self.pace.remaining(left, now).filter(|_| goes_on);
         let began = self.pace.began().unwrap_or(now);
@@ -385,6 +391,7 @@ impl Account {
             disk_full: snapshot.disk_full,
             stopping: snapshot.stopping,
             paused: snapshot.paused,
+            has_just_gone_on: self.stood_until.is_some_and(|at| now.saturating_duration_since(at) < WINDOW),
             is_tail: self.queues.as_ref().is_some_and(|report| report.is_tail),
             devices_ready: ready,
             batches: snapshot.fill.batches,

@@ -22,6 +22,8 @@ pub(super) struct Situation {
     pub(super) disk_full: bool,
     pub(super) stopping: bool,
     pub(super) paused: bool,
+    /// It was paused, or the disk was full, within the time that shares are of.
+    pub(super) has_just_gone_on: bool,
     /// The input is read and every batch is lent.
     pub(super) is_tail: bool,
     pub(super) devices_ready: usize,
@@ -69,6 +71,9 @@ pub(super) fn verdict(situation: &Situation) -> Bottleneck {
     }
     if situation.is_tail {
         return silent("the input is read and every batch is lent: the last ones are being finished");
+    }
+    if situation.has_just_gone_on {
+        return silent("the job has just gone on: too early to tell");
     }
     let Some(utilisation) = situation.utilisation.filter(|_| situation.devices_ready > 0) else {
         return silent("no device is ready yet");
@@ -200,6 +205,7 @@ mod tests {
             (Situation { disk_full: true, stopping: true, ..usual }, "writing is paused"),
             (Situation { stopping: true, paused: true, ..usual }, "stopped"),
             (Situation { paused: true, ..usual }, "paused"),
+            (Situation { has_just_gone_on: true, ..usual }, "just gone on"),
             (Situation { is_tail: true, ..usual }, "the last ones"),
             (Situation { utilisation: None, devices_ready: 0, ..usual }, "no device is ready"),
             (Situation { batches: 9, working: Duration::from_secs(9), ..usual }, "too early"),
