@@ -30,7 +30,7 @@ use crate::failure::{Exit, Failure};
 use crate::progress::Display;
 
 /// The modules that log, as a filter may name them; those above them may be named, too.
-const MODULES: [&str; 19] = [
+const MODULES: [&str; 20] = [
     "actors::inference",
     "actors::journal",
     "actors::monitor::gpu",
@@ -48,6 +48,7 @@ const MODULES: [&str; 19] = [
     "virnucpro_orch::result_folder",
     "virnucpro_orch::result_folder::lock",
     "virnucpro_orch::run",
+    "virnucpro_orch::signals",
     "virnucpro_orch::summary",
     "virnucpro_orch::worker",
 ];

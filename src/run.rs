@@ -150,7 +150,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let run = Run::start(run_plan(job, &compute, &locked.folder, sources, stamps, manifest))
         .await
         .map_err(|error| cannot_start(&*error))?;
-    target.set(run.stopper());
+    target.set(run.stopper(), run.snapshots());
     let shown = summary::shown(&job.output.directory);
     let display = tokio::spawn(progress::show(display, shown, run.stopper(), run.snapshots()));
     let control = Control::listen(&locked.folder, run.stopper(), run.snapshots());

@@ -3,8 +3,9 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use actors::{StopReason, Stopper, bounds};
+use actors::{Snapshot, StopReason, Stopper, bounds};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use crate::failure::Exit;
 
@@ -21,14 +22,14 @@ pub(crate) struct Target(Arc<Mutex<Aim>>);
 
 #[derive(Default)]
 struct Aim {
-    run: Option<Stopper>,
+    run: Option<(Stopper, watch::Receiver<Arc<Snapshot>>)>,
     received: Option<&'static str>,
 }
 
 impl Target {
     /// From now on a signal stops this run.
-    pub(crate) fn set(&self, stopper: Stopper) {
-        self.aim().run = Some(stopper);
+    pub(crate) fn set(&self, stopper: Stopper, snapshots: watch::Receiver<Arc<Snapshot>>) {
+        self.aim().run = Some((stopper, snapshots));
     }
 
     /// The signal that came, if one did: what follows the run asks for itself.
@@ -44,7 +45,7 @@ impl Target {
         let mut aim = self.aim();
         aim.received = Some(name);
         match &aim.run {
-            Some(stopper) => stopper.stop(StopReason::Signal(name)),
+            Some((stopper, _)) => stopper.stop(StopReason::Signal(name)),
             None => {
                 crate::dashboard::screen::give_back();
                 // Nothing was begun: there is nothing to commit.
@@ -55,6 +56,26 @@ impl Target {
                 std::process::exit(Exit::Resumable as i32);
             }
         }
+    }
+
+    /// Leaves at once. What the end of a run would have told, `run.log` tells.
+    fn leave(&self, name: &'static str) -> ! {
+        // Before the terminal is given back: there it is said in fewer words.
+        if let Some((_, snapshots)) = &self.aim().run {
+            let snapshot = snapshots.borrow().clone();
+            tracing::warn!(
+                signal = name,
+                records_committed = snapshot.records_committed,
+                records = snapshot.records_total,
+                "second signal: leaving at once. Left behind: batches under way, and of open segments what no \
+                 journal keeps, to be computed again; run.json as of the last commit; no failed.tsv and no report \
+                 of this session, which `virnucpro-orch report` makes"
+            );
+        }
+        crate::dashboard::screen::give_back();
+        crate::stderr::say(format_args!("second signal ({name}): leaving at once; the same command resumes"));
+        crate::result_folder::give_lock_back();
+        std::process::exit(Exit::Interrupted as i32);
     }
 }
 
@@ -93,12 +114,7 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
             target.stop(name);
         }
         if let Some(name) = received.recv().await {
-            crate::dashboard::screen::give_back();
-            crate::stderr::say(format_args!(
-                "second signal ({name}): leaving at once; the same command resumes"
-            ));
-            crate::result_folder::give_lock_back();
-            std::process::exit(Exit::Interrupted as i32);
+            target.leave(name);
         }
     });
     Ok(())
