@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use actors::manifest::{Manifest, ResultFolder, RunStatus};
@@ -39,7 +39,7 @@ struct Status {
 
 /// Shows how a job stands, running or not.
 pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
-    let folder = ResultFolder(arguments.folder.clone());
+    let folder = ResultFolder(meant(&arguments.folder)?);
     let (live, silent) = match ask(&folder, &Request::Status) {
         Ok(live) => (live, None),
         Err(failure) => (None, Some(failure)),
@@ -51,7 +51,7 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
     };
     let manifest = Manifest::read(&folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
     let Some(manifest) = manifest else {
-        return Err(no_run(&arguments.folder));
+        return Err(no_run(&folder.0));
     };
     let status = Status {
         live: answers || silent.is_some(),
@@ -72,9 +72,31 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
     silent.map_or(Ok(Exit::Done), Err)
 }
 
+/// The result folder that somebody means: what was typed, or that of the job whose file was typed.
+///
+/// # Errors
+/// If it is another file, or the job file says nothing that can be done.
+pub(crate) fn meant(typed: &Path) -> Result<PathBuf, Failure> {
+    if !typed.is_file() {
+        return Ok(typed.to_owned());
+    }
+    if typed.extension().is_some_and(|extension| extension == "toml") {
+        return Ok(config::load(typed, &[])?.output.directory);
+    }
+    let failure = Failure::new(Exit::Usage, format!("`{}` is a file, not a result folder", typed.display()));
+    // Such as run.json or run.log.
+    let around =
+        typed.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let around = around.filter(|folder| ResultFolder(folder.to_path_buf()).manifest().is_file());
+    Err(match around {
+        Some(folder) => failure.hint(format!("give the folder that it is in: {}", folder.display())),
+        None => failure.hint("give the folder named output.directory in the job, or the job file, job.toml"),
+    })
+}
+
 /// Asks a running job for something, and prints what it says to that.
 pub(crate) fn command(folder: &Path, request: &Request) -> Result<Exit, Failure> {
-    let said = ask_for(folder, request)?;
+    let said = ask_for(&meant(folder)?, request)?;
     let words = said.as_deref().or(match request {
         Request::Pause => Some("paused: batches under way are finished, no more are lent"),
         Request::Resume => Some("goes on"),

@@ -167,7 +167,7 @@ pub(crate) struct DoctorArguments {
 
 #[derive(Args)]
 pub(crate) struct StatusArguments {
-    /// The result folder
+    /// The result folder, or the job file that names it
     pub(crate) folder: PathBuf,
     /// Print JSON
     #[arg(long)]

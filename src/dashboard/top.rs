@@ -29,15 +29,16 @@ const LAST_WORD_POLL: Duration = Duration::from_millis(100);
 
 /// Shows a running job until the viewer leaves.
 pub(crate) fn top(arguments: &FolderArguments) -> Result<Exit, Failure> {
-    let shown = arguments.folder.display().to_string();
+    let folder = attach::meant(&arguments.folder)?;
+    let shown = folder.display().to_string();
     if !progress::has_terminal() {
         return Err(Failure::new(Exit::Usage, "`top` needs a terminal")
             .hint(format!("virnucpro-orch status {shown} prints the same once")));
     }
     let failed = |error: std::io::Error| Failure::because(Exit::Failed, &error);
-    let folder = ResultFolder(arguments.folder.clone());
+    let folder = ResultFolder(folder);
     let Some(stream) = attach::open(&folder, &Request::Watch)? else {
-        return Err(attach::no_job(&arguments.folder));
+        return Err(attach::no_job(&folder.0));
     };
     let left = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP, signal_hook::consts::SIGINT] {
@@ -46,6 +47,7 @@ pub(crate) fn top(arguments: &FolderArguments) -> Result<Exit, Failure> {
     let (snapshots, received) = watch::channel(Arc::new(Snapshot::default()));
     let ended = Arc::new(OnceLock::new());
     let setting = ended.clone();
+    let asked_in = folder.0.clone();
     // Not joined: it reads until the job or this process ends.
     std::thread::Builder::new()
         .name("snapshots".to_owned())
@@ -55,7 +57,6 @@ pub(crate) fn top(arguments: &FolderArguments) -> Result<Exit, Failure> {
         })
         .map_err(failed)?;
     let (answers, answered) = flume::bounded(bounds::DASHBOARD_ANSWERS);
-    let asked_in = arguments.folder.clone();
     let job = Job {
         snapshots: received,
         ended: Some(ended),

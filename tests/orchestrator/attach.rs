@@ -124,6 +124,26 @@ fn what_is_left_of_a_killed_job_is_told() {
 }
 
 #[test]
+fn a_file_instead_of_the_folder_is_understood_or_told_what_to_give() {
+    let job = job();
+    let mut running = job.start_into("results");
+    running.wait_for("segment committed");
+    // `--set output.directory` gave it another name than the job file does, which is why it is `results` here.
+    let words = run(program(["status"]).arg(job.at("job.toml"))).expect(0).stdout;
+    assert!(words.starts_with("running\n"), "{words}");
+    let here = |arguments: [&str; 2], folder: &str| run(program(arguments).current_dir(job.at(folder)));
+    here(["status", "results/run.json"], ".").expect(2).says(["is a file", "folder that it is in: results"]);
+    here(["status", "run.log"], "results").expect(2).says(["is a file", "folder that it is in: ."]);
+    here(["stop", "proteins.fasta"], ".").expect(2).says(["is a file", "output.directory", "job.toml"]);
+    here(["top", "results/run.json"], ".").expect(2).says(["is a file", "folder that it is in: results"]);
+    here(["status", "missing.toml"], ".").expect(2).says(["`missing.toml` holds no run"]);
+    job.write("other.toml", "[input]\n");
+    here(["status", "other.toml"], ".").expect(2);
+    run(program(["stop"]).arg(job.at("job.toml"))).expect(0);
+    running.finish().expect(75);
+}
+
+#[test]
 fn a_folder_of_any_length_has_its_socket() {
     let deep = format!("{}/results", "a-folder-with-a-long-name/".repeat(6));
     let job = job();
