@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use actors::manifest::RunStatus;
-use actors::{DeviceState, EventLevel, EventView, Snapshot, bounds};
+use actors::{DeviceState, DeviceView, EventLevel, EventView, Snapshot, bounds};
 
 use super::keys::Key;
 use crate::control::Request;
@@ -240,16 +240,23 @@ impl Model {
                 self.said_at_s = self.elapsed_s();
                 return Action::Ask(Request::Checkpoint);
             }
-            'r' => self.question = self.marked().map(Question::Retire),
-            'a' => self.question = self.marked().map(Question::Readmit),
+            'r' => match self.marked() {
+                Some(DeviceView { name, state: DeviceState::Retired, last_error, .. }) => {
+                    let why = last_error.as_ref().map_or(String::new(), |error| format!(" ({error})"));
+                    self.message = Some(format!("{name} is retired already: a takes it back{why}"));
+                    self.said_at_s = self.elapsed_s();
+                }
+                device => self.question = device.map(|device| Question::Retire(device.name.clone())),
+            },
+            'a' => self.question = self.marked().map(|device| Question::Readmit(device.name.clone())),
             _ => {}
         }
         Action::Nothing
     }
 
-    /// The name of the marked device.
-    fn marked(&self) -> Option<String> {
-        self.snapshot.as_ref()?.devices.get(self.selected).map(|device| device.name.clone())
+    /// The marked device.
+    fn marked(&self) -> Option<&DeviceView> {
+        self.snapshot.as_ref()?.devices.get(self.selected)
     }
 
     fn answered(&mut self, question: Question, key: Key) -> Action {
@@ -461,6 +468,24 @@ mod tests {
         let later = Snapshot { elapsed_s: 75.0 + 2.0 * MESSAGE_S, ..super::super::scenes::running(3) };
         model.update(Event::Snapshot(Arc::new(later)));
         assert_eq!(model.message, None, "it gives way to the keys again");
+    }
+
+    #[test]
+    fn a_device_that_is_retired_already_is_not_asked_about() {
+        let mut model = model(HOME);
+        let mut snapshot = super::super::scenes::running(3);
+        snapshot.devices[0].state = DeviceState::Retired;
+        snapshot.devices[0].last_error = Some("worker ended".to_owned());
+        model.update(Event::Snapshot(Arc::new(snapshot)));
+        assert_eq!(press(&mut model, 'r'), Action::Nothing);
+        assert_eq!(model.question, None);
+        assert_eq!(
+            model.message.as_deref(),
+            Some("sim:0 is retired already: a takes it back (worker ended)")
+        );
+        assert_eq!(press(&mut model, 'y'), Action::Nothing);
+        press(&mut model, 'a');
+        assert_eq!(press(&mut model, 'y'), Action::Ask(Request::Readmit { device: "sim:0".to_owned() }));
     }
 
     #[test]
