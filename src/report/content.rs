@@ -173,8 +173,8 @@ pub(super) struct FillPart {
     pub(super) padded_tokens: u64,
     /// Share of the room that held tokens; `None` without a batch.
     pub(super) mean: Option<f64>,
-    /// Share of batches less than 80 % full.
-    pub(super) below_80_share: f64,
+    /// Share of batches less than 80 % full, those at the end of the input left out; `None` without such a batch.
+    pub(super) below_80_share: Option<f64>,
     /// Batches by how full they were, in steps of 5 %.
     pub(super) histogram: [u64; FILL_STEPS],
 }
@@ -438,25 +438,29 @@ fn devices(series: &Series, snapshot: Option<&Snapshot>) -> Vec<DevicePart> {
 }
 
 fn fill(series: &Series) -> FillPart {
-    let mut part = FillPart::default();
+    let mut whole = Fill::default();
     for (_, sample) in last_samples(series) {
-        let Fill { batches, tokens, capacity_tokens, padded_tokens, histogram, .. } = &sample.fill;
-        part.batches = part.batches.saturating_add(*batches);
-        part.tokens = part.tokens.saturating_add(*tokens);
-        part.capacity_tokens = part.capacity_tokens.saturating_add(*capacity_tokens);
-        part.padded_tokens = part.padded_tokens.saturating_add(*padded_tokens);
-        for (sum, count) in part.histogram.iter_mut().zip(histogram) {
+        let Fill { batches, tokens, capacity_tokens, padded_tokens, histogram, judged, below_80, .. } =
+            &sample.fill;
+        whole.batches = whole.batches.saturating_add(*batches);
+        whole.tokens = whole.tokens.saturating_add(*tokens);
+        whole.capacity_tokens = whole.capacity_tokens.saturating_add(*capacity_tokens);
+        whole.padded_tokens = whole.padded_tokens.saturating_add(*padded_tokens);
+        whole.judged = whole.judged.saturating_add(*judged);
+        whole.below_80 = whole.below_80.saturating_add(*below_80);
+        for (sum, count) in whole.histogram.iter_mut().zip(histogram) {
             *sum = sum.saturating_add(*count);
         }
     }
-    if part.capacity_tokens > 0 {
-        part.mean = Some(part.tokens as f64 / part.capacity_tokens as f64);
+    FillPart {
+        batches: whole.batches,
+        tokens: whole.tokens,
+        capacity_tokens: whole.capacity_tokens,
+        padded_tokens: whole.padded_tokens,
+        mean: (whole.capacity_tokens > 0).then(|| whole.mean()),
+        below_80_share: whole.below_80_share(),
+        histogram: whole.histogram,
     }
-    let below_80 = sum(part.histogram[..FILL_STEPS * 4 / 5].iter().copied());
-    if part.batches > 0 {
-        part.below_80_share = below_80 as f64 / part.batches as f64;
-    }
-    part
 }
 
 fn stages(series: &Series) -> Vec<StagePart> {
@@ -618,10 +622,10 @@ mod tests {
     fn sessions_add_up_and_shares_are_weighed_by_their_time() {
         let session =
             |at_s, sample| SessionSeries { samples: vec![(at_s, sample)], ..SessionSeries::default() };
-        let series = Series {
-            sessions: [(1, session(10.0, sample(100, 9.0, 0.9))), (2, session(30.0, sample(300, 3.0, 0.1)))]
-                .into(),
-        };
+        let (mut one, mut other) = (sample(100, 9.0, 0.9), sample(300, 3.0, 0.1));
+        (one.fill.judged, one.fill.below_80) = (1, 1);
+        (other.fill.judged, other.fill.below_80) = (2, 1);
+        let series = Series { sessions: [(1, session(10.0, one)), (2, session(30.0, other))].into() };
         let report = report(&series, Ending::Stopped);
         assert_eq!((report.figures.tokens_computed, report.figures.elapsed_s), (400, 40.0));
         assert_eq!((report.figures.tokens_per_s, report.figures.restarts), (10.0, 2));
@@ -636,6 +640,8 @@ mod tests {
         assert!((device.busy_share - 0.3).abs() < 1e-9);
         assert_eq!(device.memory_bytes_max, Some(300));
         assert_eq!((report.fill.batches, report.fill.mean), (2, Some(0.5)));
+        // By the definition of the live displays: of three of four batches it is said how full they should be.
+        assert_eq!(report.fill.below_80_share, Some(2.0 / 3.0));
         assert_eq!(
             report.result.sentence,
             "Stopped (stopped by SIGTERM): 0 of 10 records are committed; the same command goes on."
@@ -648,6 +654,7 @@ mod tests {
     fn sessions_that_were_not_recorded_are_known_from_the_manifest() {
         let report = report(&Series::default(), Ending::Killed);
         assert_eq!((report.sessions.len(), report.figures.tokens_computed), (2, 10));
+        assert_eq!(report.fill.below_80_share, None);
         assert!(report.stages.is_empty() && report.devices.is_empty() && report.lengths.is_none());
         assert!(report.result.sentence.starts_with("Not finished: the program was killed"));
     }

@@ -223,8 +223,11 @@ fn fill(fill: &FillPart) -> Markup {
             @if let Some(mean) = fill.mean {
                 (chart::bars("batches by how full they are", &bars, 4))
                 p class="note" {
-                    (grouped(fill.batches)) " batches, " (percent(mean)) " full; " (percent(fill.below_80_share))
-                    " of them below 80 %. Padded to their longest sequence they would have held "
+                    (grouped(fill.batches)) " batches, " (percent(mean)) " full"
+                    @if let Some(below) = fill.below_80_share {
+                        "; " (percent(below)) " below 80 %, those at the end of the input left out"
+                    }
+                    ". Padded to their longest sequence they would have held "
                     (percent(padding(fill))) " padding."
                 }
             } @else {
