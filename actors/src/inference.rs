@@ -1,11 +1,12 @@
 //! The inference actor of a device: owns one worker process, feeds it batches, returns its answers.
 //!
 //! One actor per generation: it spawns the process, speaks the protocol, and ends when the process is
-//! gone, having told the supervisor why. It never blocks (socket, process and stderr have tasks of their
-//! own) and never decides what happens to a batch or a device.
+//! gone, having told the supervisor why. It never blocks (the start of the process has a thread of its own;
+//! socket, process and stderr have tasks) and never decides what happens to a batch or a device.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::io;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::bounds::{self, SLOTS_MAX};
 use crate::identity::{BatchId, Worker};
+use crate::launch::launch;
 use crate::ledger::Completion;
 use crate::packer::PackerMessage;
 use crate::protocol::{self, Assignment, FromWorker, HEARTBEAT_INTERVAL_MS, ToWorker};
@@ -70,6 +72,8 @@ pub(crate) enum InferenceMessage {
     Leave,
     /// From the supervisor: the worker answers nonsense, end it.
     GiveUp(String),
+    /// From the thread that starts the process: here it is. It always comes before `Disconnected`.
+    Started(io::Result<Child>),
     /// From the socket task: the worker said something.
     Said(FromWorker, Vec<f32>),
     /// From the socket task: the worker's end of the socket is closed.
@@ -116,8 +120,7 @@ pub(crate) struct InferenceState {
     telemetry: Reporter,
     /// When the worker last said something.
     heard_at: Instant,
-    /// The process until its task takes it over at the end.
-    child: Option<Child>,
+    process: Process,
     /// Frames to the socket task; at most one `Load`, [`SLOTS_MAX`] `Run`s and one `Shutdown`, so never full.
     /// Closing it closes our end of the socket, upon which a worker that can leaves at once.
     frames: Option<mpsc::Sender<Vec<u8>>>,
@@ -134,6 +137,15 @@ pub(crate) struct InferenceState {
     watched_at: Instant,
 }
 
+/// A worker's process.
+enum Process {
+    /// The system has not said yet that it is there.
+    Starting,
+    Running(Child),
+    /// Its task waits for its end, or it never began.
+    Ending,
+}
+
 impl Actor for Inference {
     type Msg = InferenceMessage;
     type State = InferenceState;
@@ -148,20 +160,24 @@ impl Actor for Inference {
             arguments;
         let (own_end, worker_end) = std::os::unix::net::UnixStream::pair()?;
         own_end.set_nonblocking(true)?;
-        let mut child = Command::new(&command.program)
+        let mut process = Command::new(&command.program);
+        process
             .arg0("virnucpro-orch")
             .args(&command.arguments)
             .envs(environment)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(worker_end)))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // A group of its own: Ctrl-C in a terminal is for the orchestrator, which then decides.
+            // A group of its own: what is typed in a terminal is for the orchestrator, which then decides.
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(forward_logs(stderr, assignment.device_name.clone()));
-        }
+            .kill_on_drop(true);
+        let (starting, failing) = (myself.clone(), myself.clone());
+        // An actor that does not want the process any more drops it, which kills it.
+        launch(
+            process,
+            move |started| drop(starting.cast(InferenceMessage::Started(started))),
+            move |panic| drop(failing.cast(InferenceMessage::Started(Err(io::Error::other(panic))))),
+        )?;
         let (read_half, write_half) = UnixStream::from_std(own_end)?.into_split();
         tokio::spawn(listen(read_half, myself.clone()));
         let (frames, outgoing) = mpsc::channel(bounds::FRAMES);
@@ -169,8 +185,6 @@ impl Actor for Inference {
         myself.send_interval(WATCH_INTERVAL, || InferenceMessage::Watch);
 
         let (worker, device_name) = (assignment.worker, assignment.device_name.clone());
-        let process = child.id();
-        supervisor.cast(SupervisorMessage::WorkerStarted { worker, process })?;
         frames.try_send(protocol::encode(&ToWorker::Load(assignment))?)?;
         let now = Instant::now();
         Ok(InferenceState {
@@ -181,7 +195,7 @@ impl Actor for Inference {
             supervisor,
             telemetry,
             heard_at: now,
-            child: Some(child),
+            process: Process::Starting,
             frames: Some(frames),
             held: VecDeque::new(),
             ready: false,
@@ -225,10 +239,11 @@ impl Actor for Inference {
             }
             InferenceMessage::GiveUp(reason) => state.give_up(&myself, Departure::Failed(reason)),
             InferenceMessage::Kill => {
-                if let Some(child) = &mut state.child {
+                if let Process::Running(child) = &mut state.process {
                     let _ = child.start_kill();
                 }
             }
+            InferenceMessage::Started(started) => state.started(&myself, started)?,
             InferenceMessage::Said(said, values) => {
                 state.heard_at = Instant::now();
                 state.heard(&myself, said, values)?;
@@ -251,6 +266,27 @@ impl Actor for Inference {
 }
 
 impl InferenceState {
+    fn started(
+        &mut self,
+        myself: &ActorRef<InferenceMessage>,
+        started: io::Result<Child>,
+    ) -> Result<(), ActorProcessingErr> {
+        match started {
+            Ok(mut child) => {
+                if let Some(stderr) = child.stderr.take() {
+                    tokio::spawn(forward_logs(stderr, self.device_name.clone()));
+                }
+                let (worker, process) = (self.worker, child.id());
+                self.process = Process::Running(child);
+                self.supervisor.cast(SupervisorMessage::WorkerStarted { worker, process })?;
+            }
+            Err(error) => {
+                self.give_up(myself, Departure::Failed(format!("worker could not be started: {error}")));
+            }
+        }
+        Ok(())
+    }
+
     fn heard(
         &mut self,
         myself: &ActorRef<InferenceMessage>,
@@ -363,20 +399,34 @@ impl InferenceState {
     }
 
     /// Notes why, lets go of the socket, upon which the process leaves in good order if it still can, and
-    /// kills it soon after.
+    /// kills it soon after. What has not started yet is not waited for.
     ///
     /// The socket stands for SIGTERM, which a worker must ignore: clusters send that to every process of a
     /// job, and the orchestrator still wants the batches in flight.
     fn give_up(&mut self, myself: &ActorRef<InferenceMessage>, departure: Departure) {
         self.departure.get_or_insert(departure);
-        if self.frames.take().is_some() {
-            myself.send_after(LEAVE_GRACE, || InferenceMessage::Kill);
+        if self.frames.take().is_none() {
+            return;
+        }
+        match self.process {
+            Process::Starting => {
+                self.process = Process::Ending;
+                let _ = myself.cast(InferenceMessage::Exited(None));
+            }
+            Process::Running(_) | Process::Ending => {
+                myself.send_after(LEAVE_GRACE, || InferenceMessage::Kill);
+            }
         }
     }
 
     /// Everything the worker said was heard: wait for the process to end, or end it.
     fn disconnected(&mut self, myself: &ActorRef<InferenceMessage>, error: Option<String>) {
-        let Some(mut child) = self.child.take() else { return };
+        let process = std::mem::replace(&mut self.process, Process::Ending);
+        let Process::Running(mut child) = process else {
+            // A start that failed tells more than the socket that it left behind.
+            self.process = process;
+            return;
+        };
         if let Some(error) = error {
             self.departure.get_or_insert(Departure::Failed(error));
         }
@@ -413,6 +463,9 @@ impl InferenceState {
         self.watched_at = now;
         let silent = self.silent;
         let (limit, what) = match (self.ready, self.held.is_empty()) {
+            (false, _) if matches!(self.process, Process::Starting) => {
+                (self.limits.load_max, "process not started")
+            }
             (false, _) => (self.limits.load_max, "model not loaded"),
             (true, false) => (self.limits.hang_max.max(HANG_MIN), "no progress"),
             (true, true) => {

@@ -10,6 +10,7 @@ mod hands;
 pub mod identity;
 mod inference;
 mod journal;
+mod launch;
 pub mod ledger;
 pub mod manifest;
 mod monitor;

@@ -260,6 +260,10 @@ impl ProcessIdentity {
             .collect()
     }
 
+    pub(crate) fn id(self) -> u32 {
+        self.id
+    }
+
     /// Whether it still runs.
     pub(crate) fn lives(self) -> bool {
         stat(self.id).is_some_and(|stat| stat.started_ticks == self.started_ticks && stat.state != 'Z')

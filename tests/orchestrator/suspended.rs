@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::job::JobFolder;
-use crate::process::{Running, wait_until_gone};
+use crate::process::{self, Running, is_suspended, program, wait_until_gone};
 use crate::proteins::fasta;
+use crate::terminal::Terminal;
 
 /// About two seconds of work on two devices.
 fn job() -> JobFolder {
@@ -67,6 +68,68 @@ fn a_worker_suspended_for_good_is_killed_and_costs_one_restart() {
     let outcome = job.outcome("results");
     outcome.assert_same(&undisturbed, "a suspended worker");
     assert_eq!(outcome.restarts(), 1);
+}
+
+#[test]
+fn what_a_terminal_sends_does_not_reach_workers_that_are_only_beginning() {
+    // Ctrl-Z again and again while 32 processes start one after the other: a process that is not the worker yet has
+    // no handler and would be stopped for good. The run itself has no shell that could wake it, and is not stopped.
+    let job = JobFolder::new(fasta(93, 30_000, 20..200))
+        .set("devices.use", r#"["sim:32"]"#)
+        .simulating("latency_us_per_batch=200000");
+    let mut terminal = Terminal::start(&mut job.command_into("results"), 80, 24);
+    // The terminal echoes the key into the midst of lines, so the log is asked.
+    let log = || std::fs::read_to_string(job.at("results/run.log")).unwrap_or_default();
+    terminal.wait_until("all are ready", |terminal| {
+        terminal.press("\x1a");
+        log().matches(" ready device=").count() == 32
+    });
+    let workers = terminal.workers();
+    assert_eq!(workers.len(), 32);
+    assert!(workers.iter().all(|worker| !is_suspended(worker.id())));
+    terminal.press("\x03");
+    terminal.finish(75);
+    assert!(log().contains("stopped by SIGINT") && !log().contains("device failed"), "{}", log());
+    wait_until_gone(&workers);
+}
+
+#[test]
+fn a_worker_that_the_system_does_not_start_holds_up_nobody() {
+    let undisturbed = job().simulating("").done_into("undisturbed");
+    let job = job().set("restart.load_ms_max", 1000).simulating("latency_us_per_batch=160000");
+    let mut command = job.command_into("results");
+    let run = Running::start(command.env("VIRNUCPRO_FAULTS", "launch:1=delay-600000"));
+    run.finish().expect(0).says(["process not started for 1.", "device retired"]);
+    let outcome = job.outcome("results");
+    outcome.assert_same(&undisturbed, "a worker that never started");
+    assert_eq!(outcome.restarts(), 2);
+}
+
+#[test]
+fn workers_that_the_system_does_not_start_do_not_hold_up_the_end() {
+    for ending in ["signal", "stop"] {
+        let job = job();
+        let mut command = job.command_into("results");
+        let mut run = Running::start(command.env("VIRNUCPRO_FAULTS", "launch:0=delay-600000"));
+        run.wait_until("it runs", |_| job.at("results/.state/control.sock").exists());
+        let asked = Instant::now();
+        if ending == "signal" {
+            run.signal(Signal::INT);
+        } else {
+            process::run(program(["stop"]).arg(job.at("results"))).expect(0);
+        }
+        run.finish().expect(75).says(["stopped by"]);
+        assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    }
+}
+
+#[test]
+fn a_start_that_panics_costs_one_restart() {
+    let job = job();
+    let mut command = job.command_into("results");
+    let run = Running::start(command.env("VIRNUCPRO_FAULTS", "launch:1=panic"));
+    run.finish().expect(0).says(["worker could not be started: fault on purpose at launch"]);
+    assert_eq!(job.outcome("results").restarts(), 1);
 }
 
 #[test]

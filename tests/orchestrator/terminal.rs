@@ -140,8 +140,8 @@ impl Terminal {
     }
 
     /// Presses keys.
-    pub(crate) fn press(&mut self, keys: &str) {
-        self.window.as_mut().unwrap().0.write_all(keys.as_bytes()).unwrap();
+    pub(crate) fn press(&self, keys: &str) {
+        (&self.window.as_ref().unwrap().0).write_all(keys.as_bytes()).unwrap();
     }
 
     /// Changes the size, of which the system tells the program.
