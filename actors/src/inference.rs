@@ -72,7 +72,8 @@ pub(crate) enum InferenceMessage {
     Leave,
     /// From the supervisor: the worker answers nonsense, end it.
     GiveUp(String),
-    /// From the thread that starts the process: here it is. It always comes before `Disconnected`.
+    /// From the thread that starts the process: here it is, before `Disconnected` tells that it is gone. What it
+    /// says may come first.
     Started(io::Result<Child>),
     /// From the socket task: the worker said something.
     Said(FromWorker, Vec<f32>),
@@ -423,7 +424,7 @@ impl InferenceState {
     fn disconnected(&mut self, myself: &ActorRef<InferenceMessage>, error: Option<String>) {
         let process = std::mem::replace(&mut self.process, Process::Ending);
         let Process::Running(mut child) = process else {
-            // A start that failed tells more than the socket that it left behind.
+            // A start that failed says so itself, and tells more than the socket that it left behind.
             self.process = process;
             return;
         };
