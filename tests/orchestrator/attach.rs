@@ -128,7 +128,7 @@ fn a_file_instead_of_the_folder_is_understood_or_told_what_to_give() {
     let job = job();
     let mut running = job.start_into("results");
     running.wait_for("segment committed");
-    // `--set output.directory` gave it another name than the job file does, which is why it is `results` here.
+    // The job file names the same folder.
     let words = run(program(["status"]).arg(job.at("job.toml"))).expect(0).stdout;
     assert!(words.starts_with("running\n"), "{words}");
     let here = |arguments: [&str; 2], folder: &str| run(program(arguments).current_dir(job.at(folder)));
