@@ -62,6 +62,8 @@ INLINE void attend_plain(const T* __restrict__ qkv, const int* __restrict__ cu_s
     __shared__ __align__(16) float values[PLAIN_KEYS * D];
 
     const Place place(cu_seqlens, tiles, heads);
+    // An empty tile.
+    if (place.first >= place.length) return;
     const size_t hidden = size_t(heads) * D, stride = 3 * hidden;
     const T* head = qkv + place.start * stride + place.head * D;
     const int part = threadIdx.x % 4;
@@ -261,6 +263,8 @@ INLINE void attend_tensor(const T* __restrict__ qkv, const int* __restrict__ cu_
     __shared__ __align__(16) T values[KEYS * STRIDE<D>];
 
     const Place place(cu_seqlens, tiles, heads);
+    // An empty tile.
+    if (place.first >= place.length) return;
     const size_t hidden = size_t(heads) * D, stride = 3 * hidden;
     const T* head = qkv + place.start * stride + place.head * D;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;

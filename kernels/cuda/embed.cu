@@ -12,7 +12,8 @@ constexpr u8 MASK = 32;
 //
 // tokens:     [tokens] u8, each below the table's rows (the host has checked them).
 // cu_seqlens: [sequences + 1] i32.
-// tiles:      [tiles] {sequence, first row in it}; together they cover every row once.
+// tiles:      [tiles] {sequence, first row in it}; together they cover every row once. One that begins
+//             behind its sequence is empty.
 // table:      [vocab, hidden] T.   out: [tokens, hidden] O.
 // token_dropout: if not 0, rows of <mask> become zero and each sequence is scaled by
 //             0.88 / (1 - masked share), computed in f64 as on the CPU.
@@ -28,6 +29,8 @@ INLINE void embed(const u8* __restrict__ tokens, const int* __restrict__ cu_seql
     const int start = cu_seqlens[tile.x];
     const int length = cu_seqlens[tile.x + 1] - start;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    // An empty tile.
+    if (tile.y >= length) return;
 
     float scale = 1.0f;
     if (token_dropout) {

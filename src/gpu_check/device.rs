@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use kernels::cpu::{self, CpuEngine};
 use kernels::cuda::Number;
 use kernels::cuda::host::bench::Bench;
-use kernels::cuda::host::{CudaEngine, CudaError, Gpu, WorkClass, libraries};
+use kernels::cuda::host::{CudaEngine, CudaError, Gpu, GraphUse, WorkClass, libraries};
 use kernels::nvml::{Library, Nvml};
 use kernels::{Batch, Engine, EngineError, EngineOptions, Model, ModelConfig, Pooling, Precision};
 
@@ -210,6 +210,14 @@ pub(super) struct KernelTimes {
 }
 
 impl Loaded {
+    /// Whether batches are started as CUDA graphs; `None` for a device that knows none.
+    pub(super) fn graphs(&self) -> Option<GraphUse> {
+        match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(engine) => Some(engine.graphs()),
+        }
+    }
+
     /// Times one batch, run alone, by the device's own clock.
     ///
     /// # Errors

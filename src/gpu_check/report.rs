@@ -45,6 +45,10 @@ pub(super) struct Load {
     pub(super) first_batch_s: f64,
     /// The same at the first start ever, which compiles kernels and times products.
     pub(super) cold_first_batch_s: f64,
+    /// Whether batches are started as CUDA graphs; `None` where there are none.
+    pub(super) graphs: Option<bool>,
+    /// Time with graphs as a part of that without; `None` where it was not measured.
+    pub(super) graph_ratio: Option<f32>,
     /// The device's own matrix products of `product_size`³ in the same process, TFLOP/s.
     pub(super) product_size: usize,
     pub(super) product_peak_tflops: Option<f64>,
@@ -241,7 +245,7 @@ impl Report {
                     ],
                 );
             }
-            text += "\n| model | precision | parameters | weights GiB | token budget | load s | first batch s | at the first start s | products TFLOP/s | weights made in s |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n";
+            text += "\n| model | precision | parameters | weights GiB | token budget | load s | first batch s | at the first start s | CUDA graphs, time with / without | products TFLOP/s | weights made in s |\n|---|---|---:|---:|---:|---:|---:|---:|---|---:|---:|\n";
             for load in &self.loads {
                 row(
                     &mut text,
@@ -254,6 +258,13 @@ impl Report {
                         format!("{:.2}", load.load_s),
                         format!("{:.2}", load.first_batch_s),
                         format!("{:.2}", load.cold_first_batch_s),
+                        told(load.graphs, |used| {
+                            let used = if used { "used" } else { "not used" };
+                            match load.graph_ratio {
+                                Some(ratio) => format!("{used}, {ratio:.3}"),
+                                None => format!("{used}, not measured"),
+                            }
+                        }),
                         told(load.product_peak_tflops, |peak| format!("{peak:.0} ({}³)", load.product_size)),
                         format!("{:.1}", load.generate_s),
                     ],
@@ -432,6 +443,8 @@ mod tests {
             load_s,
             first_batch_s: 0.0,
             cold_first_batch_s: 0.0,
+            graphs: None,
+            graph_ratio: None,
             product_size: 64,
             product_peak_tflops: None,
         };
@@ -440,6 +453,19 @@ mod tests {
             report.add(Event::Load(load));
         }
         assert_eq!(report.loads, [load("3B", 1.0), load("8M", 2.0)]);
+
+        // Whether graphs were used is said with what was measured.
+        for (graphs, graph_ratio, words) in [
+            (Some(true), Some(0.9312), "| used, 0.931 |"),
+            (Some(false), Some(0.995), "| not used, 0.995 |"),
+            (Some(false), None, "| not used, not measured |"),
+            (None, None, "| 0.00 | N/A |"),
+        ] {
+            let mut report = Report::default();
+            report.add(Event::Load(Load { graphs, graph_ratio, ..load("8M", 1.0) }));
+            report.add(Event::Cell(Cell { size: "8M".into(), ..Cell::default() }));
+            assert!(report.markdown().contains(words), "`{words}` is not in:\n{}", report.markdown());
+        }
     }
 
     #[test]

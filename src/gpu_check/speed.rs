@@ -122,6 +122,8 @@ pub(super) fn speed(device: &Device, shape: Shape, plan: &Plan, scratch: &Path, 
             load_s,
             first_batch_s,
             cold_first_batch_s,
+            graphs: engine.graphs().map(|graphs| graphs.used),
+            graph_ratio: engine.graphs().and_then(|graphs| graphs.ratio),
             product_size: plan.product_size,
             product_peak_tflops,
         }));

@@ -124,6 +124,30 @@ fn values_do_not_depend_on_the_size_of_batches() {
 }
 
 #[test]
+fn graphs_change_no_byte_and_their_failure_costs_no_batch() {
+    let Some(machine) = GpuMachine::with(1) else { return };
+    for (graphs, befalls, gives_up) in [
+        ("on", "order=late;fail=capture@4:illegal_state", true),
+        ("on", "seed=3", false),
+        // A graph that is stopped takes the worker with it, and only that.
+        ("on", "fail=graph@2:illegal_address:once=ONCE", false),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let once = folder.path().join("once");
+        let befalls = befalls.replace("ONCE", once.to_str().unwrap());
+        let job = job(r#"["cuda:0"]"#).set("packing.token_budget", 200);
+        let mut command = job.command_into("results");
+        machine.lend(&mut command, &befalls);
+        command.env("VIRNUCPRO_GRAPHS", graphs);
+        let told = run(&mut command).expect(0);
+        let outcome = job.outcome("results");
+        outcome.assert_same(machine.undisturbed(), &befalls);
+        assert_eq!(outcome.restarts() > 0, once.exists(), "{befalls}");
+        assert_eq!(told.stderr.contains("CUDA graphs are no longer used"), gives_up, "{}", told.stderr);
+    }
+}
+
+#[test]
 fn a_gpu_computes_what_the_cpu_does() {
     let Some(machine) = GpuMachine::with(1) else { return };
     let on_cpu = job(r#"["cpu"]"#).done_into("results");

@@ -177,7 +177,10 @@ fn on_an_emulated_gpu(steps: &str) -> Option<Value> {
         ["--only", steps],
     ];
     let mut command = gpu_check(folder.path(), arguments.as_flattened());
-    cuda.lend(&mut command, SMALL_GPU);
+    cuda.lend(&mut command, &format!("{SMALL_GPU};graphs=90"));
+    if steps.contains("speed") {
+        command.env("VIRNUCPRO_GRAPHS", "auto");
+    }
     let answers = "0.busy 93 40\n0.memory 186000000 86000000 100000000\n0.clock_sm 1755\n0.throttle 0x4";
     let nvml = FakeNvml::new(&format!("{}{answers}", crate::emulated_nvml::nvml_script(1, 186_000_000)));
     command.env(Library::VARIABLE, nvml.path());
@@ -223,7 +226,11 @@ fn an_emulated_gpu_is_soaked_and_timed() {
     assert_eq!((&cell["busy_percent"], &cell["clock_mhz"]), (&json!(93.0), &json!(1755.0)), "{cell}");
     assert_eq!((&cell["memory_peak_bytes"], &cell["power_w"]), (&json!(86_000_000), &json!(null)), "{cell}");
     assert_eq!(cell["slowed_by"], json!(["power limit"]), "{cell}");
-    assert!(report["loads"][0]["product_peak_tflops"].as_f64().unwrap() > 0.0, "{report}");
+    let load = &report["loads"][0];
+    assert!(load["product_peak_tflops"].as_f64().unwrap() > 0.0, "{report}");
+    // Measured as on a GPU; this one takes nine tenths of the time for what is in a graph.
+    assert_eq!(load["graphs"], true, "{load}");
+    assert!((0.85..0.98).contains(&load["graph_ratio"].as_f64().unwrap()), "{load}");
 }
 
 /// What one part of the command says on an emulated GPU, in a folder of its own.

@@ -10,6 +10,11 @@ pub const TILE_ROWS: usize = 64;
 /// Head widths that attention is compiled for: those of the published models, and 16.
 pub const ROTARY_HEAD_WIDTHS: [usize; 5] = [16, 24, 32, 64, 128];
 
+/// A tile without rows, which fills a table up: the blocks of `embed_*`, `attention_*` and `gather_*` return at once.
+///
+/// Behind the end of any sequence, and far from the largest `int`, since kernels add to it.
+pub const EMPTY_TILE: [i32; 2] = [0, 1 << 30];
+
 const WARP: usize = 32;
 /// Numbers that a thread loads at once.
 const GROUP: usize = 8;

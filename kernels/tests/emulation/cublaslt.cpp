@@ -18,6 +18,7 @@
 // Of cuda.cpp.
 extern "C" int emulated_enqueue(void* stream, const char* kind, const char* what, double cost, int (*run)(void*), void* context, void (*drop)(void*));
 extern "C" void emulated_algorithms(int* count, uint64_t* seed);
+extern "C" int emulated_without_bias_sum();
 extern "C" int emulated_fault(const char* kind);
 extern "C" int emulated_holds(const void* pointer, size_t bytes);
 extern "C" int emulated_capability();
@@ -523,6 +524,7 @@ API int cublasLtMatmul(void* handle, void* desc_handle, const void* alpha, const
     std::memcpy(&product->alpha, alpha, 4);
     std::memcpy(&product->beta, beta, 4);
     if (product->beta != 0.0f && !c) return INVALID_VALUE;
+    if (product->beta != 0.0f && (desc.epilogue & BIAS) && emulated_without_bias_sum()) return NOT_SUPPORTED;
     if (c == d && product->c.ld != product->d.ld) return INVALID_VALUE;
     for (const void* pointer : {a, b, c, static_cast<const void*>(d)}) {
         if (uintptr_t(pointer) % 16 != 0) return NOT_SUPPORTED;

@@ -711,6 +711,11 @@ API void emulated_algorithms(int* count, uint64_t* seed) {
     *seed = world().script.seed;
 }
 
+API int emulated_without_bias_sum() {
+    const Lock lock(world().mutex);
+    return world().script.without_bias_sum;
+}
+
 API int emulated_fault(const char* kind) {
     BEGIN(kind);
     return call.fault(kind);
@@ -1427,6 +1432,7 @@ API int cuMemAllocHost_v2(void** pointer, size_t bytes) {
 
 API int cuMemFreeHost(void* pointer) {
     BEGIN("cuMemFreeHost");
+    if (int code = forbidden_in_capture()) return code;
     const auto found = world().pinned.find(uint64_t(pointer));
     if (found == world().pinned.end()) return INVALID_VALUE;
     Device& device = call.device();
@@ -1932,6 +1938,7 @@ API int cuStreamBeginCapture_v2(void* handle, int mode) {
     STREAM(handle);
     if (stream->null) return CAPTURE_UNSUPPORTED;
     if (stream->capture) return 401;
+    if (int code = call.fault("capture")) return code;
     auto capture = std::make_shared<Capture>();
     capture->origin = stream;
     capture->streams.insert(stream);
@@ -1957,6 +1964,7 @@ API int cuStreamEndCapture(void* handle, void** result) {
         for (int tail : other->tails) joined = joined && leads_to(*capture, tail, tails);
     }
     end_capture(*capture);
+    if (int code = call.fault("capture")) return code;
     if (capture->invalid) return CAPTURE_INVALIDATED;
     if (!joined) return CAPTURE_UNJOINED;
     auto* graph = new Graph{capture->nodes};
@@ -2022,6 +2030,8 @@ API int cuGraphGetNodes(void* handle, void** nodes, size_t* count) {
 API int cuGraphInstantiateWithFlags(void** executable, void* handle, uint64_t) {
     BEGIN("cuGraphInstantiate");
     if (!world().graphs.count(handle)) return INVALID_VALUE;
+    if (int code = forbidden_in_capture()) return code;
+    if (int code = call.fault("instantiate")) return code;
     auto* copy = new Graph(*static_cast<Graph*>(handle));
     world().executables.insert(copy);
     *executable = copy;
@@ -2067,6 +2077,7 @@ API int cuGraphLaunch(void* executable, void* handle) {
     auto nodes = std::make_shared<std::vector<Node>>(static_cast<Graph*>(executable)->nodes);
     double cost = 0;
     for (const Node& node : *nodes) cost += node.cost;
+    cost *= world().script.graphs / 100.0;
     return enqueue(call, *stream, "graph", sized("graph", nodes->size()), [nodes] { return run_nodes(*nodes); }, cost);
 }
 

@@ -25,7 +25,8 @@ impl EmulatedCuda {
 
     /// Makes the command's process find these libraries and read `script`.
     ///
-    /// All GPUs of the script are visible to it, unless the variable for that is set afterwards. The fake management
+    /// All GPUs of the script are visible to it, unless the variable for that is set afterwards. CUDA graphs are off,
+    /// unless it is set so: measuring whether they are faster takes emulated GPUs long. The fake management
     /// library with the same GPUs is lent apart (`nvml.rs`).
     pub(crate) fn lend(&self, command: &mut Command, script: &str) {
         let mut path = OsString::from(&self.folder);
@@ -34,7 +35,7 @@ impl EmulatedCuda {
             path.push(before);
         }
         command.env("LD_LIBRARY_PATH", path).env("VIRNUCPRO_EMULATED_CUDA", script);
-        command.env_remove("CUDA_VISIBLE_DEVICES");
+        command.env_remove("CUDA_VISIBLE_DEVICES").env("VIRNUCPRO_GRAPHS", "off");
     }
 }
 

@@ -12,6 +12,8 @@
 //     seed=7                    draws the order of execution. 1
 //     algorithms=1              how many cuBLASLt offers for a product, of the four there are; which one is fastest
 //                               by the GPU's clock, the seed draws. 4
+//     without=bias_sum          cuBLASLt refuses products with a bias that are added to what is there
+//     graphs=90                 time of a graph's work, in hundredths of what it takes outside of one. 100
 //     order=mixed               `late`: only what is waited for is executed; `early`: whatever may be executed
 //                               may come first; `mixed`: either, drawn anew at every wait. mixed
 //     trace=/path               calls and executions are appended there, a line each: process, GPU, what;
@@ -34,6 +36,7 @@
 //     alloc    device memory, of either kind     host     pinned memory, allocated or registered
 //     copy     copies, in any direction          memset
 //     launch   kernels                           graph    graphs launched
+//     capture  captures begun and ended          instantiate  graphs made ready
 //     matmul   products of cuBLASLt              heuristic   its choices of algorithms
 //     record   events recorded                   wait     streams told to wait
 //     sync     streams, events, contexts         query    streams, events
@@ -115,7 +118,8 @@ struct Fault {
 }
 
 struct Script {
-    int devices = 1, multiprocessors = 8, driver = 13000, algorithms = 4;
+    int devices = 1, multiprocessors = 8, driver = 13000, algorithms = 4, graphs = 100;
+    bool without_bias_sum = false;
     std::vector<uint64_t> memory = {512ull << 20};
     uint64_t used = 0, seed = 1;
     std::vector<std::pair<int, int>> capability = {{9, 0}};
@@ -170,7 +174,7 @@ struct Script {
         const size_t at = parts[0].find('@');
         if (at == std::string::npos) refuse(item);
         fault.kind = parts[0].substr(0, at);
-        static const char* const KINDS[] = {"init", "context", "load", "alloc", "host", "copy", "memset", "launch", "graph", "matmul", "heuristic", "record", "wait", "sync", "query", "compile"};
+        static const char* const KINDS[] = {"init", "context", "load", "alloc", "host", "copy", "memset", "launch", "graph", "capture", "instantiate", "matmul", "heuristic", "record", "wait", "sync", "query", "compile"};
         bool known = false;
         for (const char* kind : KINDS) known = known || fault.kind == kind;
         if (!known) refuse(item);
@@ -205,6 +209,8 @@ struct Script {
             if (key == "devices") devices = int(number(value, item));
             else if (key == "multiprocessors") multiprocessors = int(number(value, item));
             else if (key == "algorithms") algorithms = int(number(value, item));
+            else if (key == "graphs") graphs = int(number(value, item));
+            else if (key == "without" && value == "bias_sum") without_bias_sum = true;
             else if (key == "driver") driver = int(number(value, item));
             else if (key == "used") used = number(value, item);
             else if (key == "seed") seed = number(value, item);

@@ -1,10 +1,13 @@
 //! The CUDA engine: a model on one GPU, several batches under way.
 
 use std::collections::VecDeque;
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 use super::compile::Modules;
 use super::device::Gpu;
 use super::error::{CudaError, short_of_memory};
+use super::graphs::{GraphUse, Graphs, WORTHWHILE, Wanted};
 use super::memory::{MemoryPlan, Numbers};
 use super::ops::CudaOps;
 use super::profile::Profile;
@@ -14,6 +17,30 @@ use crate::encoder::{Encoder, Pending};
 use crate::{
     Batch, Embeddings, Engine, EngineDescription, EngineError, EngineOptions, Model, Precision, Progress,
 };
+
+/// Longest time of a layer's products at which graphs are tried. What they save is the gaps between a layer's eight
+/// kernels, some 2 µs each at most, and less than a fiftieth is not worth them.
+const PRODUCTS_MAX_US: f32 = 1_000.0;
+
+/// Batches between two looks at the clock.
+const IN_A_ROW: usize = 4;
+
+/// Measurements with graphs and without, of which the medians count: until they have taken long enough.
+const ROUNDS_MIN: usize = 3;
+const ROUNDS_MAX: usize = 7;
+const ROUNDS_ENOUGH: Duration = Duration::from_millis(250);
+
+/// Between two looks at the memory in use: asking the driver takes it as long as a small model's batch takes the GPU.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The share of the device's memory that is in use.
+#[derive(Default)]
+struct MemoryShare {
+    looked: Option<Instant>,
+    now: f32,
+    /// Since it was asked for.
+    most: f32,
+}
 
 /// A model on a GPU.
 pub struct CudaEngine {
@@ -25,8 +52,11 @@ pub struct CudaEngine {
     options: EngineOptions,
     description: EngineDescription,
     warnings: Vec<String>,
-    /// Largest share of the device's memory seen in use since it was asked for.
-    memory: f32,
+    memory: MemoryShare,
+    /// Time with graphs as a part of that without.
+    graph_ratio: Option<f32>,
+    /// What comes up is told by whoever loads the engine.
+    loading: bool,
     /// Why the device is unusable.
     failed: Option<String>,
 }
@@ -50,6 +80,7 @@ impl CudaEngine {
                 ROTARY_HEAD_WIDTHS
             )));
         }
+        let wanted = Wanted::from_environment().map_err(EngineError::Model)?;
         let mut warnings = Vec::new();
         let modules =
             Modules::load(&gpu, &[numbers.inside, Number::F32], config.head_width()).map_err(at_load)?;
@@ -85,17 +116,28 @@ impl CudaEngine {
             options,
             description,
             warnings,
-            memory: 0.0,
+            memory: MemoryShare::default(),
+            graph_ratio: None,
+            loading: true,
             failed: None,
         };
         engine.tune(plan.token_budget)?;
+        engine.choose_graphs(wanted, plan.token_budget)?;
+        engine.warnings.extend(engine.encoder.ops_mut().take_warnings());
         engine.look_at_memory();
+        engine.loading = false;
         Ok(engine)
     }
 
-    /// What is not as it should be, though the engine works: for the log.
+    /// What is not as it should be, though the engine works: for the log. What comes up after loading is also said on
+    /// standard error when it does.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Whether batches are started as CUDA graphs, and what was measured.
+    pub fn graphs(&self) -> GraphUse {
+        GraphUse { used: self.encoder.ops().has_graphs(), ratio: self.graph_ratio }
     }
 
     /// The GPU.
@@ -170,6 +212,91 @@ impl CudaEngine {
         Ok(known)
     }
 
+    /// Decides whether batches are started as graphs: where they are small enough for it to matter, by timing full
+    /// batches in a row both ways.
+    fn choose_graphs(&mut self, wanted: Wanted, budget: usize) -> Result<(), EngineError> {
+        let graphs = || Some(Graphs::new());
+        match wanted {
+            Wanted::Off => return Ok(()),
+            Wanted::On => {
+                self.encoder.ops_mut().replace_graphs(graphs());
+                return Ok(());
+            }
+            Wanted::Auto => {}
+        }
+        let rows = super::memory::rows(budget, budget);
+        let mut products = None;
+        self.encoder.visit_products(budget, |ops, _, linear, epilogue, _| {
+            if let Some(one) = ops.product_microseconds(rows, linear, epilogue) {
+                *products.get_or_insert(0.0) += one;
+            }
+            Ok(())
+        })?;
+        // Without a layer there is nothing to gain.
+        if products.is_none_or(|products: f32| products > PRODUCTS_MAX_US) {
+            return Ok(());
+        }
+        let batch = warm_up(budget);
+        self.encoder.ops_mut().replace_graphs(graphs());
+        // The first is of a new size, and then each slot gets its graph.
+        self.in_a_row(&batch)?;
+        let (mut plain, mut replayed) = (Vec::new(), Vec::new());
+        let began = Instant::now();
+        while plain.len() < ROUNDS_MIN || (plain.len() < ROUNDS_MAX && began.elapsed() < ROUNDS_ENOUGH) {
+            if !self.encoder.ops().has_graphs() {
+                // They failed, which a warning says.
+                return Ok(());
+            }
+            replayed.push(self.in_a_row(&batch)?);
+            let graphs = self.encoder.ops_mut().replace_graphs(None);
+            let time = self.in_a_row(&batch);
+            self.encoder.ops_mut().replace_graphs(graphs);
+            plain.push(time?);
+        }
+        let ratio = median(&mut replayed) / median(&mut plain).max(f32::MIN_POSITIVE);
+        self.graph_ratio = Some(ratio);
+        if ratio > WORTHWHILE {
+            self.encoder.ops_mut().replace_graphs(None);
+        }
+        Ok(())
+    }
+
+    /// Time of full batches in a row, as many begun as there may be, in microseconds: from the end of one more before
+    /// them, so that what the host takes to begin the first does not count.
+    fn in_a_row(&mut self, batch: &Batch) -> Result<f32, EngineError> {
+        let failed = |error: CudaError| error.into_engine_error(0);
+        let (progress, mut begun) = (Progress::default(), 0);
+        let stopwatch = self.encoder.ops().stopwatch().map_err(failed)?;
+        loop {
+            while begun <= IN_A_ROW && self.begun.len() < SLOTS {
+                self.begin(batch, false, &progress)?;
+                if begun == 0 {
+                    stopwatch.start(self.encoder.ops().computing()).map_err(failed)?;
+                } else if begun == IN_A_ROW {
+                    stopwatch.stop(self.encoder.ops().computing()).map_err(failed)?;
+                }
+                begun += 1;
+            }
+            if self.begun.is_empty() {
+                return stopwatch.read().map_err(failed);
+            }
+            match self.finish(&progress) {
+                // What the weights make of nonsense is not the question.
+                Ok(_) | Err(EngineError::NonFinite { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Says what has come up since.
+    fn say_warnings(&mut self) {
+        for warning in self.encoder.ops_mut().take_warnings() {
+            // A worker's standard error goes to the log, by the first word.
+            let _ = writeln!(std::io::stderr(), "WARN {warning}");
+            self.warnings.push(warning);
+        }
+    }
+
     fn enqueue(
         &mut self,
         batch: &Batch,
@@ -215,8 +342,10 @@ impl CudaEngine {
     fn look_at_memory(&mut self) {
         if let Ok(memory) = self.gpu.memory() {
             let used = memory.total.saturating_sub(memory.free) as f32 / memory.total.max(1) as f32;
-            self.memory = self.memory.max(used);
+            self.memory.now = used;
+            self.memory.most = self.memory.most.max(used);
         }
+        self.memory.looked = Some(Instant::now());
     }
 }
 
@@ -247,6 +376,9 @@ impl Engine for CudaEngine {
             self.encoder.ops_mut().settle(batch.token_count())?;
             Err(error)
         });
+        if !self.loading {
+            self.say_warnings();
+        }
         let pending = self.noted(pending)?;
         self.begun.push_back(pending);
         Ok(())
@@ -263,8 +395,10 @@ impl Engine for CudaEngine {
 
     fn memory_in_use(&mut self) -> Option<f32> {
         self.usable().ok()?;
-        self.look_at_memory();
-        Some(std::mem::take(&mut self.memory))
+        if self.memory.looked.is_none_or(|looked| looked.elapsed() >= MEMORY_INTERVAL) {
+            self.look_at_memory();
+        }
+        Some(std::mem::replace(&mut self.memory.most, self.memory.now))
     }
 }
 
@@ -276,6 +410,12 @@ impl CudaEngine {
         self.begin(batch, exact, progress)?;
         self.finish(progress)
     }
+}
+
+/// `times` is not empty.
+fn median(times: &mut [f32]) -> f32 {
+    times.sort_by(f32::total_cmp);
+    times[times.len() / 2]
 }
 
 fn name(precision: Precision) -> &'static str {

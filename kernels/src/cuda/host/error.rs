@@ -177,6 +177,11 @@ impl CudaError {
             || matches!(self, Self::Blas { .. } if self.class() == Class::Batch)
     }
 
+    /// Whether cuBLASLt has no algorithm for what was asked.
+    pub(super) fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Blas { status: cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED, .. })
+    }
+
     /// What it means for an engine that was running a batch of `tokens`, 0 if it was not.
     pub fn into_engine_error(self, tokens: usize) -> EngineError {
         match self.class() {

@@ -40,6 +40,13 @@ const RUNS_MAX: f32 = 16.0;
 /// A candidate that took so many times the best one's time at first is not measured.
 const HOPELESS: f32 = 1.5;
 
+/// A run that takes so long is measured once: the clock is exact enough, and five of them take too long.
+const LONG_US: f32 = 20_000.0;
+
+/// Time for measuring one product's candidates; the library's order counts for those that are left. Only fp32 on large
+/// models takes so long, where candidates differ little.
+const TUNE_MAX_US: f32 = 400_000.0;
+
 /// Part of the best one's time that a later candidate must stay below.
 const CLEARLY: f32 = 0.98;
 
@@ -61,6 +68,8 @@ pub(super) struct Descriptor {
 
 // SAFETY: the library's descriptors are plain memory, not bound to a thread.
 unsafe impl Send for Descriptor {}
+// SAFETY: nothing is changed through a shared one.
+unsafe impl Sync for Descriptor {}
 
 impl Descriptor {
     /// `bias`: [outputs] of type `out` on the device, alive as long as products run; unused for
@@ -138,7 +147,7 @@ impl Plan {
 }
 
 /// Places of a product's operands on the device, all aligned to 16 bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Operands {
     /// [rows, inputs].
     pub(super) x: u64,
@@ -276,10 +285,15 @@ impl Gemm {
         let mut plan = Plan::new(shape, [0; 8])?;
         let mut best: Option<Choice> = None;
         let stopwatch = Stopwatch::new(stream)?;
+        let mut spent_us = 0.0;
         for algorithm in self.candidates(&plan, descriptor, CANDIDATES)? {
+            if best.is_some() && spent_us > TUNE_MAX_US {
+                break;
+            }
             plan.algorithm = algorithm;
             let fastest = best.map(|best| best.microseconds);
-            let microseconds = match self.time(stream, &stopwatch, (&plan, descriptor, operands), fastest) {
+            let product = (&plan, descriptor, operands);
+            let microseconds = match self.time(stream, &stopwatch, product, fastest, &mut spent_us) {
                 Ok(Some(microseconds)) => microseconds,
                 Err(error) if error.is_sticky() => return Err(error),
                 // A candidate that does not run after all is none.
@@ -299,6 +313,11 @@ impl Gemm {
         self.stored.put(&shape, best);
         self.unwritten = true;
         Ok(())
+    }
+
+    /// Whether an earlier start has timed a shape.
+    pub(super) fn is_stored(&self, shape: &Shape) -> bool {
+        self.stored.get(shape).is_some()
     }
 
     /// Median time of a shape's product, in microseconds, once it was tuned.
@@ -434,26 +453,33 @@ impl Gemm {
             .collect())
     }
 
-    /// Median time of a product in microseconds; `None` if it is clearly slower than `best`.
+    /// Median time of a product in microseconds; `None` if it is clearly slower than `best`. What all runs take is added
+    /// to `spent_us`.
     fn time(
         &self,
         stream: &CudaStream,
         stopwatch: &Stopwatch,
         (plan, descriptor, operands): (&Plan, &Descriptor, Operands),
         best: Option<f32>,
+        spent_us: &mut f32,
     ) -> Result<Option<f32>, CudaError> {
         let multiply = || self.multiply(stream, plan, descriptor, operands);
         // The first run loads the code.
         multiply()?;
         let once = stopwatch.microseconds(stream, multiply)?;
+        *spent_us += 2.0 * once;
         if best.is_some_and(|best| once > HOPELESS * best) {
             return Ok(None);
+        }
+        if once > LONG_US {
+            return Ok(Some(once));
         }
         let runs = (LONG_ENOUGH_US / once.max(1.0)).ceil().clamp(1.0, RUNS_MAX) as usize;
         let mut times = [0.0; REPEATS];
         for time in &mut times {
             let together = stopwatch.microseconds(stream, || (0..runs).try_for_each(|_| multiply()))?;
             *time = together / runs as f32;
+            *spent_us += together;
         }
         times.sort_by(f32::total_cmp);
         Ok(Some(times[REPEATS / 2]))

@@ -14,11 +14,13 @@ use super::compile::{self, Modules};
 use super::device::Gpu;
 use super::error::{CudaError, During};
 use super::gemm::{Descriptor, Gemm, Operands};
+use super::graphs::{Graph, Graphs, Key, Next, Size, Step};
 use super::launch::{Arg, launch};
 use super::memory::{self, Numbers};
 use super::plans::{Fused, Shape};
 use super::profile::{Profile, Recorder, WorkClass};
-use super::slots::{Input, InputLayout, SLOTS, Slot};
+use super::slots::{Input, InputLayout, Outputs, SLOTS, Slot};
+use super::time::Stopwatch;
 use super::upload::Uploader;
 use crate::cuda::twin::PoolMode;
 use crate::cuda::{Kernel, Launch, Number, attention_scale, rotary_angles};
@@ -37,13 +39,23 @@ pub(super) struct CudaOps {
     computing: Arc<CudaStream>,
     copying_in: Arc<CudaStream>,
     copying_out: Arc<CudaStream>,
+    /// `None`: every kernel is started by itself. Ends before the code that it starts.
+    graphs: Option<Graphs<Graph>>,
+    /// The work of the batch that is being handed over, where there are graphs.
+    work: Option<Vec<Step>>,
     modules: Modules,
     functions: HashMap<Kernel, CudaFunction>,
     gemm: Gemm,
+    /// Products onto a residual stream that the library does not have with a bias, by the type of their factors.
+    apart: HashMap<Number, Apart>,
     head_width: usize,
     /// Types of what is prepared and allocated from now on.
     numbers: Numbers,
+    /// Those that the engine was made for.
+    numbers_usual: Numbers,
     token_budget: usize,
+    /// Rows of a full batch.
+    rows_full: usize,
     rotary: Option<Rotary>,
     slots: Vec<Slot>,
     next: usize,
@@ -51,8 +63,19 @@ pub(super) struct CudaOps {
     rows: Option<DeviceBytes>,
     /// The slot whose rows were copied last.
     copied: Option<usize>,
+    /// Free places of the host for results.
+    outputs: Outputs,
     uploader: Option<Uploader>,
     recorder: Option<Recorder>,
+    /// What is not as it should be, though all goes on; taken by [`CudaOps::take_warnings`].
+    warnings: Vec<String>,
+}
+
+/// How a product onto a residual stream is computed by parts.
+struct Apart {
+    product: Descriptor,
+    /// [rows of a full batch, outputs].
+    result: Option<DeviceBytes>,
 }
 
 impl Drop for CudaOps {
@@ -83,9 +106,15 @@ pub(super) struct Layout {
     parts: InputLayout,
     tokens: usize,
     sequences: usize,
+    /// The batch's own, of which pooling takes no more.
     tiles: usize,
+    /// Those that blocks are started for.
+    tiles_started: usize,
     /// Rows that products compute.
     rows: usize,
+    /// Rows that everything else computes: the tokens, or as many as the products where a graph is to fit the next
+    /// batch, too.
+    rows_started: usize,
     /// Rows that leave the device, for each way of pooling them.
     pooled: [usize; 2],
 }
@@ -116,8 +145,10 @@ pub(super) struct Norm {
 pub(super) struct Linear {
     weight: DeviceBytes,
     _biases: Vec<DeviceBytes>,
-    bias: Descriptor,
-    residual: Descriptor,
+    bias: Arc<Descriptor>,
+    residual: Arc<Descriptor>,
+    /// The bias in the residual stream's type.
+    bias_residual: u64,
     numbers: Numbers,
     inputs: usize,
     outputs: usize,
@@ -156,19 +187,26 @@ impl CudaOps {
             computing,
             copying_in,
             copying_out,
+            graphs: None,
+            work: None,
             modules,
             functions: HashMap::new(),
             gemm,
+            apart: HashMap::new(),
             head_width,
             numbers,
+            numbers_usual: numbers,
             token_budget: memory::TOKENS_MAX,
+            rows_full: 0,
             rotary: None,
             slots,
             next: 0,
             rows: None,
             copied: None,
+            outputs: Outputs::default(),
             uploader: None,
             recorder: None,
+            warnings: Vec::new(),
         })
     }
 
@@ -196,6 +234,7 @@ impl CudaOps {
     /// Waits for all that was enqueued, and forgets what was not finished: a batch failed half-way.
     pub(super) fn settle(&mut self, tokens: usize) -> Result<(), EngineError> {
         self.uploader = None;
+        self.work = None;
         for stream in [&self.copying_in, &self.computing, &self.copying_out] {
             stream.synchronize().during("waiting for the GPU").map_err(of(tokens))?;
         }
@@ -205,6 +244,44 @@ impl CudaOps {
     /// Says how many rows a full batch has; see [`Gemm::set_rows_full`].
     pub(super) fn set_rows_full(&mut self, rows: usize) {
         self.gemm.set_rows_full(rows);
+        self.rows_full = rows;
+    }
+
+    /// Uses these graphs from now on, or none; returns those before.
+    pub(super) fn replace_graphs(&mut self, graphs: Option<Graphs<Graph>>) -> Option<Graphs<Graph>> {
+        std::mem::replace(&mut self.graphs, graphs)
+    }
+
+    /// Whether batches are started as graphs.
+    pub(super) fn has_graphs(&self) -> bool {
+        self.graphs.is_some()
+    }
+
+    /// A clock of what the device computes.
+    pub(super) fn stopwatch(&self) -> Result<Stopwatch, CudaError> {
+        Stopwatch::new(&self.computing)
+    }
+
+    /// The stream that computes.
+    pub(super) fn computing(&self) -> &CudaStream {
+        &self.computing
+    }
+
+    /// What was noticed since this was asked for.
+    pub(super) fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Median time of this layer's product with `rows` rows, once it was timed.
+    pub(super) fn product_microseconds(
+        &self,
+        rows: usize,
+        linear: &Linear,
+        epilogue: Epilogue,
+    ) -> Option<f32> {
+        let (shape, _) = product(rows, linear, epilogue);
+        let shape = if self.is_apart(shape) { apart(shape) } else { shape };
+        self.gemm.microseconds(&shape)
     }
 
     /// Lets this process alone time products; see [`Gemm::alone`].
@@ -220,7 +297,16 @@ impl CudaOps {
         epilogue: Epilogue,
     ) -> Result<bool, EngineError> {
         let (shape, descriptor) = product(rows, linear, epilogue);
-        self.gemm.recall(shape, descriptor).map_err(of(rows))
+        if self.gemm.recall(shape, descriptor).map_err(of(rows))? {
+            return Ok(true);
+        }
+        if shape.fused != Fused::Residual || !self.gemm.is_stored(&apart(shape)) {
+            return Ok(false);
+        }
+        // An earlier start has found that the library does not have it.
+        self.set_apart(shape).map_err(of(rows))?;
+        let Some(Apart { product, .. }) = self.apart.get(&shape.number) else { return Ok(false) };
+        self.gemm.recall(apart(shape), product).map_err(of(rows))
     }
 
     /// Times matrix products of `rows` rows with this layer's weights; see [`Gemm::tune`].
@@ -234,7 +320,82 @@ impl CudaOps {
     ) -> Result<(), EngineError> {
         let (shape, descriptor) = product(rows, linear, epilogue);
         let operands = operands(x, linear, out);
-        self.gemm.tune(&self.computing, shape, descriptor, operands).map_err(of(rows))
+        if !self.is_apart(shape) {
+            match self.gemm.tune(&self.computing, shape, descriptor, operands) {
+                Err(error) if shape.fused == Fused::Residual && error.is_unsupported() => {
+                    self.set_apart(shape).map_err(of(rows))?;
+                }
+                tuned => return tuned.map_err(of(rows)),
+            }
+        }
+        let result = self.reserve_apart(shape).map_err(of(rows))?;
+        let Some(Apart { product, .. }) = self.apart.get(&shape.number) else { return Ok(()) };
+        let operands = Operands { out: result, ..operands };
+        self.gemm.tune(&self.computing, apart(shape), product, operands).map_err(of(rows))
+    }
+
+    fn is_apart(&self, shape: Shape) -> bool {
+        shape.fused == Fused::Residual && self.apart.contains_key(&shape.number)
+    }
+
+    /// From now on, products like this one are added to the residual stream by a kernel.
+    fn set_apart(&mut self, shape: Shape) -> Result<(), CudaError> {
+        if self.is_apart(shape) {
+            return Ok(());
+        }
+        let product = Descriptor::new(Fused::Nothing, shape.number, 0)?;
+        self.apart.insert(shape.number, Apart { product, result: None });
+        self.warnings.push(format!(
+            "this cuBLASLt has no {} product that adds to what is there with a bias: a kernel adds both, which takes \
+             a little longer; a newer cuBLASLt may have it",
+            shape.number
+        ));
+        Ok(())
+    }
+
+    /// Room for the result of such a product.
+    fn reserve_apart(&mut self, shape: Shape) -> Result<u64, CudaError> {
+        // An algorithm may compute the rows of a full batch, whatever the batch has.
+        let bytes = shape.rows.max(self.rows_full) * shape.outputs * shape.number.bytes();
+        let Some(Apart { result, .. }) = self.apart.get_mut(&shape.number) else { return Ok(0) };
+        if result.as_ref().is_none_or(|result| result.len() < bytes) {
+            if let Some(graphs) = &mut self.graphs {
+                graphs.end_all();
+            }
+            *result = None;
+            *result = Some(DeviceBytes::new(&self.computing, bytes)?);
+        }
+        Ok(result.as_ref().map_or(0, DeviceBytes::pointer))
+    }
+
+    /// Starts a product, by parts where the library does not have it in one.
+    fn multiply(
+        &mut self,
+        shape: Shape,
+        descriptor: &Descriptor,
+        operands: Operands,
+        bias: u64,
+    ) -> Result<(), CudaError> {
+        if !self.is_apart(shape) {
+            match self.gemm.run(&self.computing, shape, descriptor, operands) {
+                Err(error) if shape.fused == Fused::Residual && error.is_unsupported() => {
+                    self.set_apart(shape)?;
+                }
+                started => return started,
+            }
+        }
+        let result = self.reserve_apart(shape)?;
+        if let Some(Apart { product, .. }) = self.apart.get(&shape.number) {
+            self.gemm.run(&self.computing, apart(shape), product, Operands { out: result, ..operands })?;
+        }
+        let kernel = Kernel::BiasResidual { product: shape.number, residual: shape.out };
+        let args = [
+            Arg::Pointer(result),
+            Arg::Pointer(bias),
+            Arg::Pointer(operands.out),
+            Arg::Int(shape.outputs as i32),
+        ];
+        self.start(kernel, Launch::per_row(shape.rows, shape.outputs), &args)
     }
 
     /// Keeps what was found by timing; why it could not be kept, if so.
@@ -275,13 +436,88 @@ impl CudaOps {
         geometry: Launch,
         args: &[Arg],
     ) -> Result<(), CudaError> {
+        if let Some(work) = &mut self.work {
+            work.push(Step::Kernel { kernel, geometry, args: args.to_vec() });
+            return Ok(());
+        }
         let begin = self.begin_span()?;
+        self.start(kernel, geometry, args)?;
+        self.end_span(class, begin)
+    }
+
+    fn start(&mut self, kernel: Kernel, geometry: Launch, args: &[Arg]) -> Result<(), CudaError> {
         let function = match self.functions.entry(kernel) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => entry.insert(self.modules.function(kernel)?),
         };
-        launch(&self.computing, function, geometry, args)?;
-        self.end_span(class, begin)
+        launch(&self.computing, function, geometry, args)
+    }
+
+    /// Starts what was listed of a batch: by its graph, if there is one or is to be one, or each step by itself.
+    fn start_work(&mut self, layout: &Layout) -> Result<(), CudaError> {
+        let Some(work) = self.work.take() else { return Ok(()) };
+        let size = Size { rows: layout.rows, tiles: layout.tiles_started };
+        let key = Key { slot: layout.slot, size };
+        let started = match self.graphs.as_mut().map(|graphs| graphs.next(key, &work)) {
+            None | Some(Next::Run) => None,
+            Some(Next::Launch) => Some(self.replay(key)),
+            Some(Next::Capture) => Some(self.capture(key, &work).and_then(|()| self.replay(key))),
+        };
+        match started {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) if error.is_sticky() => return Err(error),
+            // Nothing of it has been started.
+            Some(Err(error)) => {
+                self.graphs = None;
+                self.warnings.push(format!(
+                    "CUDA graphs are no longer used ({error}): kernels are started one by one, as with \
+                     VIRNUCPRO_GRAPHS=off"
+                ));
+            }
+            None => {}
+        }
+        work.iter().try_for_each(|step| self.step(step, Some(layout.slot)))
+    }
+
+    fn capture(&mut self, key: Key, work: &[Step]) -> Result<(), CudaError> {
+        let computing = self.computing.clone();
+        let graph = Graph::capture(&computing, || work.iter().try_for_each(|step| self.step(step, None)))?;
+        if let Some(graphs) = &mut self.graphs {
+            graphs.keep(key, graph, work.to_vec());
+        }
+        Ok(())
+    }
+
+    fn replay(&mut self, key: Key) -> Result<(), CudaError> {
+        match self.graphs.as_mut().and_then(|graphs| graphs.used(key)) {
+            Some(graph) => graph.launch(),
+            // Ended while it was captured: something grew.
+            None => Err(CudaError::Driver {
+                doing: "starting a CUDA graph",
+                code: cudarc::driver::sys::CUresult::CUDA_ERROR_INVALID_HANDLE,
+            }),
+        }
+    }
+
+    /// Starts one step; `slot` is told of layers, if there is one.
+    fn step(&mut self, step: &Step, slot: Option<usize>) -> Result<(), CudaError> {
+        match step {
+            Step::Kernel { kernel, geometry, args } => self.start(*kernel, *geometry, args),
+            Step::Product { shape, descriptor, operands, bias } => {
+                self.multiply(*shape, descriptor, *operands, *bias)
+            }
+            Step::Layer => match slot {
+                Some(slot) => self.slots[slot].record_layer(&self.computing),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Ends all graphs: a place that they refer to is about to move.
+    fn end_graphs(&mut self) {
+        if let Some(graphs) = &mut self.graphs {
+            graphs.end_all();
+        }
     }
 
     fn upload(&mut self, parts: &[&Tensor<'_>], to: Number) -> Result<DeviceBytes, EngineError> {
@@ -300,6 +536,7 @@ impl CudaOps {
         let positions = positions.max(POSITIONS_MIN).next_power_of_two();
         let (cosines, sines) = rotary_angles(self.head_width, positions);
         let bytes: Vec<u8> = cosines.iter().chain(&sines).flat_map(|angle| angle.to_le_bytes()).collect();
+        self.end_graphs();
         // Batches under way use the old ones; dropping those waits for them.
         self.rotary = None;
         let angles = DeviceBytes::new(&self.computing, bytes.len())?;
@@ -311,6 +548,10 @@ impl CudaOps {
 
     fn allocate(&mut self, tokens: usize, width: usize, number: Number) -> Result<Activations, EngineError> {
         let bytes = memory::rows(tokens, self.token_budget) * width * number.bytes();
+        // An exact run's are its own.
+        if self.numbers == self.numbers_usual {
+            self.end_graphs();
+        }
         let memory = DeviceBytes::zeroed(&self.computing, bytes).map_err(of(tokens))?;
         Ok(Activations { memory, number })
     }
@@ -328,13 +569,13 @@ impl CudaOps {
             Arg::Pointer(norm.scale.pointer()),
             Arg::Pointer(norm.shift.pointer()),
             Arg::Pointer(out.memory.pointer()),
-            Arg::Int(layout.tokens as i32),
+            Arg::Int(layout.rows_started as i32),
             Arg::Int(norm.width as i32),
             Arg::Float(norm.eps),
         ];
         out.number = to;
         let kernel = Kernel::LayerNorm { x: x.number, out: to };
-        self.launch(WorkClass::Norm, kernel, Launch::layer_norm(layout.tokens), &args)
+        self.launch(WorkClass::Norm, kernel, Launch::layer_norm(layout.rows_started), &args)
             .map_err(of(layout.tokens))
     }
 }
@@ -348,13 +589,18 @@ pub(super) fn upload_now(stream: &CudaStream, bytes: &[u8], to: &DeviceBytes) ->
     stream.synchronize().during("copying to the GPU")
 }
 
-fn product(rows: usize, linear: &Linear, epilogue: Epilogue) -> (Shape, &Descriptor) {
+fn product(rows: usize, linear: &Linear, epilogue: Epilogue) -> (Shape, &Arc<Descriptor>) {
     let (fused, out, descriptor) = match epilogue {
         Epilogue::Bias | Epilogue::Gelu => (Fused::Bias, linear.numbers.inside, &linear.bias),
         Epilogue::Residual => (Fused::Residual, linear.numbers.residual, &linear.residual),
     };
     let Linear { inputs, outputs, numbers, .. } = *linear;
     (Shape { rows, outputs, inputs, number: numbers.inside, out, fused }, descriptor)
+}
+
+/// The product alone of one that is added to a residual stream.
+fn apart(shape: Shape) -> Shape {
+    Shape { out: shape.number, fused: Fused::Nothing, ..shape }
 }
 
 fn operands(x: &Activations, linear: &Linear, out: &Activations) -> Operands {
@@ -401,7 +647,8 @@ impl Ops for CudaOps {
         let place = |index: usize| stored[index.min(stored.len() - 1)].pointer();
         let bias = Descriptor::new(Fused::Bias, numbers.inside, place(0)).map_err(of(0))?;
         let residual = Descriptor::new(Fused::Residual, numbers.residual, place(1)).map_err(of(0))?;
-        Ok(Linear { weight, _biases: stored, bias, residual, numbers, inputs, outputs })
+        let (bias, residual, bias_residual) = (Arc::new(bias), Arc::new(residual), place(1));
+        Ok(Linear { weight, _biases: stored, bias, residual, bias_residual, numbers, inputs, outputs })
     }
 
     fn activations(&mut self, tokens: usize, width: usize) -> Result<Activations, EngineError> {
@@ -416,11 +663,18 @@ impl Ops for CudaOps {
         let tokens = batch.token_count();
         self.reserve_positions(batch.max_seqlen()).map_err(of(tokens))?;
         let index = self.next;
-        let slot = &mut self.slots[index];
-        if slot.busy {
+        if self.slots[index].busy {
             return Err(EngineError::Batch(format!("{SLOTS} batches have begun and not been finished")));
         }
-        let input = Input::new(batch);
+        // A profile times each kernel; an exact run's weights are gone after it.
+        let usual = self.recorder.is_none() && self.numbers == self.numbers_usual;
+        self.work = (usual && self.graphs.is_some()).then(Vec::new);
+        let rows = memory::rows(tokens, self.token_budget);
+        let input = Input::new(batch, self.work.is_some().then_some(rows));
+        if self.slots[index].must_move(&input) {
+            self.end_graphs();
+        }
+        let slot = &mut self.slots[index];
         let recorder = &mut self.recorder;
         let begin =
             recorder.as_ref().map(|_| Recorder::begin(&self.copying_in)).transpose().map_err(of(tokens))?;
@@ -435,7 +689,9 @@ impl Ops for CudaOps {
             tokens,
             sequences: batch.len(),
             tiles: input.tiles(),
-            rows: memory::rows(tokens, self.token_budget),
+            tiles_started: input.tile_room(),
+            rows,
+            rows_started: if self.work.is_some() { rows } else { tokens },
             pooled: [batch.len(), batch.pooled_residues.iter().map(|&rows| rows as usize).sum()],
         })
     }
@@ -457,7 +713,7 @@ impl Ops for CudaOps {
             Arg::Int(token_dropout.into()),
         ];
         let kernel = Kernel::Embed { table: table.number, out: out.number };
-        self.launch(WorkClass::Embed, kernel, Launch::per_tile(layout.tiles), &args)
+        self.launch(WorkClass::Embed, kernel, Launch::per_tile(layout.tiles_started), &args)
             .map_err(of(layout.tokens))
     }
 
@@ -493,15 +749,19 @@ impl Ops for CudaOps {
         let of = of(layout.tokens);
         let (shape, descriptor) = product(layout.rows, linear, epilogue);
         out.number = shape.out;
-        let operands = operands(x, linear, out);
-        let begin = self.begin_span().map_err(&of)?;
-        self.gemm.run(&self.computing, shape, descriptor, operands).map_err(&of)?;
-        self.end_span(WorkClass::Product, begin).map_err(&of)?;
+        let (operands, bias) = (operands(x, linear, out), linear.bias_residual);
+        if let Some(work) = &mut self.work {
+            work.push(Step::Product { shape, descriptor: descriptor.clone(), operands, bias });
+        } else {
+            let begin = self.begin_span().map_err(&of)?;
+            self.multiply(shape, descriptor, operands, bias).map_err(&of)?;
+            self.end_span(WorkClass::Product, begin).map_err(&of)?;
+        }
         match epilogue {
             Epilogue::Bias | Epilogue::Residual => Ok(()),
             Epilogue::Gelu => {
                 // The library's own is the one with the hyperbolic tangent, up to 5e-4 away.
-                let count = layout.tokens * linear.outputs;
+                let count = layout.rows_started * linear.outputs;
                 let args = [Arg::Pointer(operands.out), Arg::Long(count as i64)];
                 self.launch(WorkClass::Gelu, Kernel::Gelu(out.number), Launch::per_number(count), &args)
                     .map_err(of)
@@ -534,8 +794,12 @@ impl Ops for CudaOps {
         ];
         out.number = qkv.number;
         let kernel = Kernel::Attention { number: qkv.number, head_width: self.head_width };
-        let geometry = Launch::attention(qkv.number, layout.tiles, heads);
+        let geometry = Launch::attention(qkv.number, layout.tiles_started, heads);
         self.launch(WorkClass::Attention, kernel, geometry, &args).map_err(&of)?;
+        if let Some(work) = &mut self.work {
+            work.push(Step::Layer);
+            return Ok(());
+        }
         self.slots[layout.slot].record_layer(&self.computing).map_err(of)
     }
 
@@ -547,6 +811,7 @@ impl Ops for CudaOps {
         pooling: Pooling,
     ) -> Result<Pooled, EngineError> {
         let of = of(layout.tokens);
+        self.start_work(layout).map_err(&of)?;
         let (rows, mode) = match pooling {
             Pooling::Mean => (layout.pooled[0], Some(PoolMode::Mean)),
             Pooling::Bos => (layout.pooled[0], Some(PoolMode::Bos)),
@@ -597,7 +862,12 @@ impl Ops for CudaOps {
         self.copying_out.wait(&slot.pooled).during("waiting for pooled rows").map_err(&of)?;
         let begin = self.recorder.as_ref().map(|_| Recorder::begin(&self.copying_out));
         let begin = begin.transpose().map_err(&of)?;
-        let output = slot.reserve_output(bytes).map_err(&of)?;
+        // One is left there by a batch that failed half-way.
+        if let Some(left) = slot.output.take() {
+            self.outputs.give(left);
+        }
+        let output = self.outputs.take(self.computing.context(), bytes).map_err(&of)?;
+        let output = slot.output.insert(output);
         output.download(0, place, bytes, &self.copying_out).map_err(&of)?;
         if let (Some(recorder), Some(begin)) = (&mut self.recorder, begin) {
             recorder.end(WorkClass::Copy, begin, &self.copying_out).map_err(&of)?;
@@ -627,10 +897,15 @@ impl Ops for CudaOps {
             }
             std::thread::sleep(POLL_INTERVAL);
         }
-        let (rows, rest) = slot.output().split_at(pooled.rows_bytes);
+        let Some(output) = slot.output.take() else {
+            return Err(EngineError::Device("a batch's results have no place".into()));
+        };
+        let (rows, rest) = output.as_slice().split_at(pooled.rows_bytes);
         let values = rows.as_chunks::<4>().0.iter().map(|&raw| f32::from_le_bytes(raw)).collect();
         let flags = rest[..4 * pooled.sequences].as_chunks::<4>().0.iter();
         let flagged = flags.zip(0u32..).filter(|(flag, _)| **flag != [0; 4]);
-        Ok(PooledRows { values, non_finite: Some(flagged.map(|(_, sequence)| sequence).collect()) })
+        let non_finite = flagged.map(|(_, sequence)| sequence).collect();
+        self.outputs.give(output);
+        Ok(PooledRows { values, non_finite: Some(non_finite) })
     }
 }

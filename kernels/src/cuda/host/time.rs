@@ -45,16 +45,31 @@ impl Stopwatch {
         Ok(Self { start: timed_event(stream)?, end: timed_event(stream)? })
     }
 
+    /// Starts the time once `stream` has come so far.
+    pub(super) fn start(&self, stream: &CudaStream) -> Result<(), CudaError> {
+        self.start.record(stream).during("recording an event")
+    }
+
+    /// Stops it once `stream` has come so far.
+    pub(super) fn stop(&self, stream: &CudaStream) -> Result<(), CudaError> {
+        self.end.record(stream).during("recording an event")
+    }
+
+    /// Waits for the stop, and tells how long the device took.
+    pub(super) fn read(&self) -> Result<f32, CudaError> {
+        self.end.synchronize().during("waiting for an event")?;
+        microseconds_between(&self.start, &self.end)
+    }
+
     /// Starts `work` on `stream`, waits for it, and tells how long the device took.
     pub(super) fn microseconds(
         &self,
         stream: &CudaStream,
         work: impl FnOnce() -> Result<(), CudaError>,
     ) -> Result<f32, CudaError> {
-        self.start.record(stream).during("recording an event")?;
+        self.start(stream)?;
         work()?;
-        self.end.record(stream).during("recording an event")?;
-        self.end.synchronize().during("waiting for an event")?;
-        microseconds_between(&self.start, &self.end)
+        self.stop(stream)?;
+        self.read()
     }
 }
