@@ -784,6 +784,42 @@ fn graphs_change_no_bit_and_each_size_is_captured_once_in_each_slot() {
 }
 
 #[test]
+fn batches_of_unusual_sizes_have_graphs_like_any_other() {
+    let name = "batches_of_unusual_sizes_have_graphs_like_any_other";
+    let (trace, traced) = traced(name);
+    if !alone(name, &format!("{SMALL}; order=mixed; seed=9; {traced}")) {
+        return;
+    }
+    // One residue; a tile and its next row; all rows of a tile of products, and one more; many sequences of a residue
+    // each, whose tiles are more than those of any other batch; three of them, as many as there are slots.
+    let lengths: [&[usize]; 7] = [&[1], &[62], &[63], &[126], &[127], &[1; 42], &[200, 1, 1]];
+    let batches = lengths.map(proteins);
+    // Every one in every slot: seven batches end in another slot than they began in.
+    let in_turn: Vec<usize> = (0..3).flat_map(|_| 0..batches.len()).collect();
+    let each: Vec<usize> = (0..batches.len()).flat_map(|batch| [batch; 4]).collect();
+    let mut plain = engine_with("off", Precision::Fp16, Pooling::Mean);
+    let expected: Vec<_> = batches.iter().map(|batch| bits(&run(&mut plain, batch).values)).collect();
+    drop(plain);
+    let mut engine = engine_with("on", Precision::Fp16, Pooling::Mean);
+    for (order, captures) in [(&each, true), (&in_turn, true), (&in_turn, false)] {
+        let from = calls(&trace, 0).len();
+        for (&batch, got) in order.iter().zip(in_a_row(&mut engine, &batches, order)) {
+            assert!(got == expected[batch], "{:?}", lengths[batch]);
+        }
+        let all = calls(&trace, from);
+        // Once inputs have grown, each of the three sizes has a graph in each slot.
+        assert!(captures || count(&all, "cuGraphLaunch") == order.len(), "{order:?}");
+        assert!(captures || count(&all, "cuStreamBeginCapture") == 0, "{order:?}");
+    }
+    // An empty batch, and one that contradicts itself, in between.
+    assert!(run(&mut engine, &Batch::default()).values.is_empty());
+    let contradiction = Batch { pooled_residues: Vec::new(), ..batches[3].clone() };
+    assert!(matches!(engine.run(&contradiction, &Progress::default()), Err(EngineError::Batch(_))));
+    assert_eq!(bits(&run(&mut engine, &batches[3]).values), expected[3]);
+    assert!(engine.graphs().used);
+}
+
+#[test]
 fn what_grows_ends_graphs_and_profiles_and_exact_runs_have_none() {
     let name = "what_grows_ends_graphs_and_profiles_and_exact_runs_have_none";
     let (trace, traced) = traced(name);

@@ -639,6 +639,48 @@ fn a_captured_stream_is_done_again_by_each_launch() {
 }
 
 #[test]
+fn captures_fail_as_the_script_says_and_where_they_allocate() {
+    let name = "captures_fail_as_the_script_says_and_where_they_allocate";
+    let faults = "fail=capture@1:out_of_memory;fail=capture@3:illegal_state;fail=instantiate@1:out_of_memory";
+    if !alone(name, faults) {
+        return;
+    }
+    let context = context();
+    let stream = context.new_stream().unwrap();
+    let function = load(&context, KERNELS, &["add"]).remove(0);
+    let mut x = stream.alloc_zeros::<u32>(10).unwrap();
+    stream.synchronize().unwrap();
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    let flags = sys::CUgraphInstantiate_flags(0);
+    // The first does not begin, the second does not end, the third is not made ready.
+    assert_eq!(code(stream.begin_capture(mode)), 2);
+    add(&stream, &function, &mut x, 1).unwrap();
+    for failure in [401, 2] {
+        stream.begin_capture(mode).unwrap();
+        add(&stream, &function, &mut x, 10).unwrap();
+        assert_eq!(code(stream.end_capture(flags).map(|_| ())), failure);
+    }
+    // The stream is itself again, and what was captured is not done.
+    assert_eq!(stream.clone_dtoh(&x).unwrap(), [1; 10]);
+    // Memory spoils a capture where its own thread asks for it.
+    stream.begin_capture(mode).unwrap();
+    let other = context.clone();
+    std::thread::spawn(move || {
+        other.bind_to_thread().unwrap();
+        // SAFETY: freed, once.
+        unsafe { result::free_sync(result::malloc_sync(64).unwrap()) }.unwrap();
+    })
+    .join()
+    .unwrap();
+    add(&stream, &function, &mut x, 100).unwrap();
+    // SAFETY: nothing is allocated.
+    assert_eq!(code(unsafe { result::malloc_sync(64) }), 900);
+    assert_eq!(code(add(&stream, &function, &mut x, 100)), 901);
+    assert_eq!(code(stream.end_capture(flags).map(|_| ())), 901);
+    assert_eq!(stream.clone_dtoh(&x).unwrap(), [1; 10]);
+}
+
+#[test]
 fn gpus_are_those_of_the_management_library_and_of_the_variable() {
     const TEST: &str = "gpus_are_those_of_the_management_library_and_of_the_variable";
     if !alone(TEST, "devices=3;capability=9.0,8.0,7.5;memory=1G,2M") {

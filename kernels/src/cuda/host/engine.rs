@@ -121,8 +121,8 @@ impl CudaEngine {
             loading: true,
             failed: None,
         };
-        engine.tune(plan.token_budget)?;
-        engine.choose_graphs(wanted, plan.token_budget)?;
+        engine.tune(plan.token_budget).map_err(short_of_memory)?;
+        engine.choose_graphs(wanted, plan.token_budget).map_err(short_of_memory)?;
         engine.warnings.extend(engine.encoder.ops_mut().take_warnings());
         engine.look_at_memory();
         engine.loading = false;

@@ -359,6 +359,7 @@ impl CudaOps {
         let bytes = shape.rows.max(self.rows_full) * shape.outputs * shape.number.bytes();
         let Some(Apart { result, .. }) = self.apart.get_mut(&shape.number) else { return Ok(0) };
         if result.as_ref().is_none_or(|result| result.len() < bytes) {
+            // Others of them may have been captured.
             if let Some(graphs) = &mut self.graphs {
                 graphs.end_all();
             }
