@@ -3,8 +3,8 @@
 //! It owns the [`Ledger`] and is the only one that decides where a sequence is. Devices ask
 //! ([`PackerMessage::WantBatch`]) when they have a free slot; the packer asks the reader when fewer than
 //! [`SEGMENTS_OPEN_MAX`] segments are open, and a segment stays open until the writer has committed it. So
-//! a slow disk slows the reader, and memory does not depend on the size of the input. It tells telemetry what it
-//! does and what devices wait for, since nobody else knows both.
+//! a slow disk slows the reader, and memory does not depend on the size of the input. It counts what it does and what
+//! devices wait for, since nobody else knows both, and shows it to telemetry when asked.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use kernels::{Batch, EngineError};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::oneshot;
 
 use crate::bounds::SEGMENTS_OPEN_MAX;
 use crate::failed::{FailedRecord, Stage};
@@ -25,7 +26,7 @@ use crate::reader::{ReadSegment, ReaderMessage};
 use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::{
-    BatchReport, Doing, EventLevel, Happening, PackerReport, Reporter, Supply, TelemetryMessage,
+    BatchReport, Doing, EventLevel, Happening, PackerReport, Reporter, Supply, TelemetryMessage, WorkAccount,
 };
 use crate::writer::{OpenedSegment, WriterMessage};
 
@@ -63,6 +64,8 @@ pub(crate) enum PackerMessage {
     Pause(bool),
     /// From the supervisor: say what everybody waits for, by `Stood`.
     WhereDoesItStand,
+    /// From telemetry: show what was done so far.
+    ShowWork(oneshot::Sender<Box<WorkAccount>>),
 }
 
 /// How far the work is and who has it: what a watchdog needs.
@@ -108,6 +111,8 @@ pub(crate) struct PackerState {
     file_labels: Vec<String>,
     supervisor: ActorRef<SupervisorMessage>,
     telemetry: Reporter,
+    /// What telemetry is shown; `None` if nobody looks.
+    work: Option<WorkAccount>,
     reader: Option<ActorRef<ReaderMessage>>,
     writer: Option<ActorRef<WriterMessage>>,
     ledger: Ledger,
@@ -149,9 +154,11 @@ impl Actor for Packer {
 
     async fn pre_start(
         &self,
-        _myself: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         arguments: PackerArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
+        let telemetry = arguments.telemetry;
+        let mut work = telemetry.is_on().then(|| WorkAccount::new(arguments.devices.len(), Instant::now()));
         let mut ledger = Ledger::new(arguments.attempts_max, arguments.plan.token_budget);
         for (index, device) in arguments.devices.iter().enumerate() {
             let index = DeviceIndex(index);
@@ -159,15 +166,18 @@ impl Actor for Packer {
                 ledger.limit_device(index, tokens);
             }
             ledger.expect_device(index, device.token_budget);
-            let tokens = ledger.budget_of(index);
-            arguments.telemetry.tell(TelemetryMessage::Budget { device: index, tokens });
+            if let Some(work) = &mut work {
+                work.limited(index, ledger.budget_of(index));
+            }
         }
+        telemetry.tell(TelemetryMessage::Packer(myself));
         Ok(PackerState {
             plan: arguments.plan,
             device_names: arguments.devices.into_iter().map(|device| device.name).collect(),
             file_labels: arguments.file_labels,
             supervisor: arguments.supervisor,
-            telemetry: arguments.telemetry,
+            telemetry,
+            work,
             reader: None,
             writer: None,
             ledger,
@@ -226,7 +236,7 @@ impl Actor for Packer {
                 return Ok(());
             }
             PackerMessage::Completed { worker, batch, values, completion } => {
-                state.completed(worker, batch, values, completion)?;
+                state.completed(worker, batch, values, completion, began)?;
             }
             PackerMessage::Failed { worker, batch, error } => {
                 tracing::warn!(device = state.name(worker), %batch, %error, "batch failed");
@@ -241,7 +251,9 @@ impl Actor for Packer {
             PackerMessage::WorkerLost { worker, reason } => {
                 state.waiting.retain(|(waiting, _)| *waiting != worker);
                 state.hands.gone(worker);
-                state.telemetry.tell(TelemetryMessage::AllReturned { device: worker.device });
+                if let Some(work) = &mut state.work {
+                    work.all_returned(worker.device);
+                }
                 let verdicts = state.ledger.lose(worker, &reason);
                 state.carry_out(worker, verdicts)?;
             }
@@ -252,8 +264,9 @@ impl Actor for Packer {
                         tokens,
                         "token budget of the device"
                     );
-                    let tokens = state.ledger.budget_of(device);
-                    state.telemetry.tell(TelemetryMessage::Budget { device, tokens });
+                    if let Some(work) = &mut state.work {
+                        work.limited(device, state.ledger.budget_of(device));
+                    }
                 }
                 return Ok(());
             }
@@ -285,6 +298,12 @@ impl Actor for Packer {
                 state.steps += u64::from(state.paused);
                 let standing = state.standing();
                 state.supervisor.cast(SupervisorMessage::Stood(standing))?;
+                return Ok(());
+            }
+            PackerMessage::ShowWork(answer) => {
+                if let Some(work) = &mut state.work {
+                    let _ = answer.send(work.shown(began));
+                }
                 return Ok(());
             }
             PackerMessage::SegmentCommitted(segment) => {
@@ -358,12 +377,12 @@ impl PackerState {
         batch: BatchId,
         values: Vec<f32>,
         completion: Completion,
+        now: Instant,
     ) -> Result<(), ActorProcessingErr> {
         let Ok((lease, verdict)) = self.ledger.complete(worker, batch, completion) else {
             tracing::debug!(%batch, device = self.name(worker), "late answer dropped");
             return Ok(());
         };
-        let now = Instant::now();
         self.lent_at.remove(&batch);
         let Lease { segment, sequences, budget_tokens, is_last, .. } = lease;
         self.carry_out(worker, verdict.into_iter().collect())?;
@@ -389,7 +408,9 @@ impl PackerState {
         };
         self.tokens_done += report.tokens;
         self.hands.returned(worker, now);
-        self.telemetry.tell(TelemetryMessage::BatchCompleted(report));
+        if let Some(work) = &mut self.work {
+            work.completed(&report);
+        }
         self.supervisor.cast(SupervisorMessage::DeviceProgressed(worker))?;
         self.writer()?.cast(WriterMessage::Deliver { segment, sequences, values })?;
         self.seal_if_settled(segment)
@@ -415,8 +436,9 @@ impl PackerState {
                     tracing::warn!(device = self.name(worker), tokens, "token budget reduced");
                     let text = format!("short of memory: it gets at most {tokens} tokens at once");
                     self.event(EventLevel::Warning, worker, text, "budgets reduced");
-                    let device = worker.device;
-                    self.telemetry.tell(TelemetryMessage::Budget { device, tokens });
+                    if let Some(work) = &mut self.work {
+                        work.limited(worker.device, tokens);
+                    }
                 }
             }
         }
@@ -479,7 +501,9 @@ impl PackerState {
     /// A batch came back without embeddings.
     fn returned(&mut self, worker: Worker, now: Instant) {
         self.hands.returned(worker, now);
-        self.telemetry.tell(TelemetryMessage::BatchReturned { device: worker.device, at: now });
+        if let Some(work) = &mut self.work {
+            work.returned(worker.device, now);
+        }
     }
 
     /// Tells of something that may happen often.
@@ -487,15 +511,13 @@ impl PackerState {
         self.telemetry.event(Happening::of_device(level, self.name(worker), text).often(kind));
     }
 
-    /// Tells how things stand after a message.
+    /// Notes how things stand after a message.
     fn report(&mut self, began: Instant) {
         let ended = Instant::now();
         let batches = self.ledger.pending_len();
         self.dry_since = if batches == 0 { self.dry_since.or(Some(ended)) } else { None };
         let segment_wait = self.segment_wait.take();
-        if !self.telemetry.is_on() {
-            return;
-        }
+        let Some(work) = &mut self.work else { return };
         let segments_sealed = self.open.values().filter(|open| open.sealed.is_some()).count();
         let is_held_up_by_writer = self.open.len() >= SEGMENTS_OPEN_MAX && segments_sealed > 0;
         let (doing, supply) = if self.paused || self.stopping {
@@ -512,7 +534,7 @@ impl PackerState {
         } else {
             (Doing::Blocked, Supply::Devices)
         };
-        self.telemetry.tell(TelemetryMessage::Packer(PackerReport {
+        work.packed(PackerReport {
             began,
             ended,
             doing,
@@ -528,7 +550,7 @@ impl PackerState {
             paused: self.paused,
             stopping: self.stopping,
             is_tail: self.input_ended && batches == 0,
-        }));
+        });
     }
 
     fn name(&self, worker: Worker) -> &str {
@@ -577,11 +599,11 @@ impl PackerState {
             let (at, device) = (Instant::now(), worker.device);
             self.lent_at.insert(lease.batch, at);
             let wait = self.hands.lent(worker, at);
-            self.telemetry.tell(if lease.sequences.is_empty() {
-                TelemetryMessage::TrialLent { device, at }
-            } else {
-                TelemetryMessage::BatchLent { device, wait, at }
-            });
+            match &mut self.work {
+                Some(work) if lease.sequences.is_empty() => work.trial_lent(device, at),
+                Some(work) => work.lent(device, wait, at),
+                None => {}
+            }
             let Lease { batch, exact, .. } = lease;
             // To a device that has just died: `WorkerLost` is on its way and takes the lease back.
             let _ = inference.cast(InferenceMessage::Run { batch, sequences, exact });

@@ -1,21 +1,25 @@
 //! The telemetry actor: gathers what the others report into one [`Snapshot`].
 //!
 //! Every display reads only the snapshot, through a `watch` that keeps the latest: no display can slow a
-//! run. The actor decides nothing, and keeps its books in an [`Account`], a plain value.
+//! run. The actor decides nothing, and keeps its books in an [`Account`], a plain value. What happens with every
+//! batch it is not told: the packer counts that itself, in a [`WorkAccount`], and is asked for a copy before each
+//! snapshot.
 
 mod account;
+mod clock;
 mod events;
 mod pace;
 mod snapshot;
 mod timeline;
 mod verdict;
 mod waits;
+mod work;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use self::account::Account;
 pub(crate) use self::events::Happening;
@@ -23,10 +27,16 @@ pub use self::snapshot::{
     Bottleneck, DeviceState, DeviceView, EventLevel, EventView, GpuView, JobView, Remaining,
     SNAPSHOT_VERSION, Snapshot, Stage, StageView, Tier, Waits,
 };
+pub(crate) use self::work::WorkAccount;
 use crate::identity::{DeviceIndex, Generation, Worker};
+use crate::packer::PackerMessage;
 
 /// How often the snapshot is renewed.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a snapshot waits for the packer, which may be packing a segment; then it shows what was known before.
+const PACKER_ANSWER_MAX: Duration = Duration::from_millis(100);
+/// How long the last one does.
+const LAST_ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// One computed batch.
 #[derive(Clone, Copy, Debug)]
@@ -112,33 +122,8 @@ pub(crate) struct StageReport {
 
 /// What telemetry is told.
 pub(crate) enum TelemetryMessage {
-    /// From the packer: a device got a batch, after having had nothing to do for so long.
-    BatchLent {
-        device: DeviceIndex,
-        wait: Duration,
-        at: Instant,
-    },
-    /// From the packer: a device got a batch without sequences.
-    TrialLent {
-        device: DeviceIndex,
-        at: Instant,
-    },
-    BatchCompleted(BatchReport),
-    /// From the packer: a batch came back that brings nothing: it failed, or was a trial.
-    BatchReturned {
-        device: DeviceIndex,
-        at: Instant,
-    },
-    /// From the packer: a device holds nothing any more.
-    AllReturned {
-        device: DeviceIndex,
-    },
-    /// From the packer: a device may have so many tokens at once.
-    Budget {
-        device: DeviceIndex,
-        tokens: u32,
-    },
-    Packer(PackerReport),
+    /// From the packer: here it is.
+    Packer(ActorRef<PackerMessage>),
     /// From the threads of reader and writer.
     Stage(StageReport),
     SegmentCommitted {
@@ -214,6 +199,9 @@ pub(crate) struct Telemetry;
 
 pub(crate) struct TelemetryState {
     account: Account,
+    packer: Option<ActorRef<PackerMessage>>,
+    /// Sent by the packer, once; closed without a word if it ends before.
+    asked: Option<oneshot::Receiver<Box<WorkAccount>>>,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -231,7 +219,7 @@ impl Actor for Telemetry {
             myself.send_interval(PUBLISH_INTERVAL, || TelemetryMessage::Publish);
         }
         let account = Account::new(arguments.first, Instant::now());
-        Ok(TelemetryState { account, snapshots: arguments.snapshots })
+        Ok(TelemetryState { account, packer: None, asked: None, snapshots: arguments.snapshots })
     }
 
     async fn handle(
@@ -241,10 +229,10 @@ impl Actor for Telemetry {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         crate::fault::point("telemetry");
-        if matches!(message, TelemetryMessage::Publish) {
-            state.publish();
-        } else {
-            state.account.take(message, Instant::now());
+        match message {
+            TelemetryMessage::Publish => state.publish(PACKER_ANSWER_MAX).await,
+            TelemetryMessage::Packer(packer) => state.packer = Some(packer),
+            message => state.account.take(message, Instant::now()),
         }
         Ok(())
     }
@@ -254,13 +242,33 @@ impl Actor for Telemetry {
         _myself: ActorRef<Self::Msg>,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.publish();
+        // What the packer was asked before may be older than what it did last.
+        state.asked = None;
+        state.publish(LAST_ANSWER_MAX).await;
         Ok(())
     }
 }
 
 impl TelemetryState {
-    fn publish(&mut self) {
+    async fn publish(&mut self, patience: Duration) {
+        if self.asked.is_none()
+            && let Some(packer) = &self.packer
+        {
+            let (answer, asked) = oneshot::channel();
+            self.asked = packer.cast(PackerMessage::ShowWork(answer)).is_ok().then_some(asked);
+        }
+        if let Some(asked) = &mut self.asked
+            && let Ok(answer) = tokio::time::timeout(patience, asked).await
+        {
+            self.asked = None;
+            // A packer that is gone leaves what it said last.
+            if let Ok(work) = answer {
+                self.account.take_work(*work);
+            }
+        }
         self.snapshots.send_replace(Arc::new(self.account.view(Instant::now())));
     }
 }
+
+#[cfg(test)]
+mod tests;

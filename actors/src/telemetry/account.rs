@@ -1,7 +1,8 @@
 //! The books behind the snapshot: every figure is made of what the others report, with the moments at which it
 //! happened.
 //!
-//! Pure: no clock, channel or actor. The telemetry actor hands in messages and asks for a [`Snapshot`].
+//! Pure: no clock, channel or actor. The telemetry actor hands in messages and the packer's own books, a
+//! [`WorkAccount`], and asks for a [`Snapshot`].
 //!
 //! What is counted as what:
 //! - **Busy** is the reader between the request for a segment and its delivery, the packer within its handler, a
@@ -15,15 +16,16 @@
 //! - None of these is a stage that is paused, done or not begun. Shares are of the whole session's time, those of
 //!   devices of all devices' time.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::clock::StageClock;
 use super::events::Events;
-use super::pace::Pace;
 use super::snapshot::{DeviceState, Snapshot, Stage, StageView};
 use super::timeline::{Timeline, WINDOW};
 use super::verdict::{Idle, Situation, verdict};
 use super::waits::WaitTally;
-use super::{BatchReport, Doing, PackerReport, StageReport, Supply, TelemetryMessage};
+use super::work::WorkAccount;
+use super::{PackerReport, StageReport, TelemetryMessage};
 use crate::bounds::{SEGMENTS_OPEN_MAX, SEGMENTS_SEALED};
 use crate::identity::Generation;
 
@@ -35,131 +37,50 @@ pub(super) struct Account {
     /// What was said last, and what never changes.
     snapshot: Snapshot,
     started: Instant,
-    pace: Pace,
-    tokens: Timeline,
-    sequences: Timeline,
+    /// The packer's books as they were when it was last asked.
+    work: WorkAccount,
     reader: StageClock,
-    packer: StageClock,
     writer: StageClock,
     read_waits: WaitTally,
-    pack_waits: WaitTally,
-    compute_waits: WaitTally,
     write_waits: WaitTally,
     devices: Vec<DeviceAccount>,
-    idle: IdleClock,
     /// When it was last seen paused, or with a full disk.
     stood_until: Option<Instant>,
-    queues: Option<PackerReport>,
     events: Events,
 }
 
-/// What is known of a device beside its view.
+/// What is known of a device beside its view and what it has computed.
 struct DeviceAccount {
     ready_since: Option<Instant>,
-    /// Batches that it holds.
-    held: u32,
-    /// Since when its engine can have been at the batch that it is at.
-    running_since: Option<Instant>,
-    /// Whether it was ever lent a batch.
-    was_lent: bool,
     heard_at: Option<Instant>,
-    /// Seconds in the engine.
-    busy: Timeline,
-    tokens: Timeline,
-}
-
-/// What a stage with one worker did with its time.
-struct StageClock {
-    doing: Doing,
-    since: Instant,
-    busy: Duration,
-    starved: Duration,
-    blocked: Duration,
-    recent_busy: Timeline,
-}
-
-/// What devices without a batch waited for, in seconds of all together.
-struct IdleClock {
-    /// How many have none, and what for.
-    devices: usize,
-    supply: Supply,
-    since: Instant,
-    starved_s: f64,
-    blocked_s: f64,
-    read: Timeline,
-    pack: Timeline,
-    write: Timeline,
-    others: Timeline,
 }
 
 impl Account {
     /// Begins with what is known before the first batch.
     pub(super) fn new(first: Snapshot, started: Instant) -> Self {
-        let line = || Timeline::new(started);
-        let clock = || StageClock {
-            doing: Doing::Nothing,
-            since: started,
-            busy: Duration::ZERO,
-            starved: Duration::ZERO,
-            blocked: Duration::ZERO,
-            recent_busy: line(),
-        };
-        let device = || DeviceAccount {
-            ready_since: None,
-            held: 0,
-            running_since: None,
-            was_lent: false,
-            heard_at: None,
-            busy: line(),
-            tokens: line(),
-        };
+        let device = |_| DeviceAccount { ready_since: None, heard_at: None };
         Self {
-            devices: first.devices.iter().map(|_| device()).collect(),
+            work: WorkAccount::new(first.devices.len(), started),
+            devices: first.devices.iter().map(device).collect(),
             snapshot: first,
             started,
-            pace: Pace::default(),
-            tokens: line(),
-            sequences: line(),
-            reader: clock(),
-            packer: clock(),
-            writer: clock(),
+            reader: StageClock::new(started),
+            writer: StageClock::new(started),
             read_waits: WaitTally::default(),
-            pack_waits: WaitTally::default(),
-            compute_waits: WaitTally::default(),
             write_waits: WaitTally::default(),
-            idle: IdleClock {
-                devices: 0,
-                supply: Supply::Nothing,
-                since: started,
-                starved_s: 0.0,
-                blocked_s: 0.0,
-                read: line(),
-                pack: line(),
-                write: line(),
-                others: line(),
-            },
             stood_until: None,
-            queues: None,
             events: Events::default(),
         }
+    }
+
+    /// Takes over the packer's books as they are now.
+    pub(super) fn take_work(&mut self, work: WorkAccount) {
+        self.work = work;
     }
 
     /// Takes down what somebody reports; `now` is when it arrives.
     pub(super) fn take(&mut self, message: TelemetryMessage, now: Instant) {
         match message {
-            TelemetryMessage::BatchLent { device, wait, at } => {
-                self.pace.begin(at);
-                self.compute_waits.add(wait);
-                self.devices[device.0].lent(at);
-            }
-            TelemetryMessage::TrialLent { device, at } => self.devices[device.0].lent(at),
-            TelemetryMessage::BatchCompleted(report) => self.completed(&report),
-            TelemetryMessage::BatchReturned { device, at } => self.devices[device.0].returned(at),
-            TelemetryMessage::AllReturned { device } => self.devices[device.0].lost(),
-            TelemetryMessage::Budget { device, tokens } => {
-                self.snapshot.devices[device.0].token_budget = tokens;
-            }
-            TelemetryMessage::Packer(report) => self.packer_reported(report),
             TelemetryMessage::Stage(report) => self.stage_reported(report),
             TelemetryMessage::SegmentCommitted { records, failed, residues } => {
                 let snapshot = &mut self.snapshot;
@@ -189,65 +110,17 @@ impl Account {
             TelemetryMessage::Event(happening) => {
                 self.events.add((now - self.started).as_secs_f64(), happening);
             }
-            TelemetryMessage::Publish => {}
+            TelemetryMessage::Packer(_) | TelemetryMessage::Publish => {}
         }
-    }
-
-    fn completed(&mut self, report: &BatchReport) {
-        let BatchReport { device, sequences, tokens, at, .. } = *report;
-        let residues = tokens.saturating_sub(2 * sequences);
-        self.pace.add(residues);
-        self.tokens.put(at, tokens as f64);
-        self.sequences.put(at, sequences as f64);
-        let snapshot = &mut self.snapshot;
-        snapshot.sequences_computed += sequences;
-        snapshot.tokens_computed += tokens;
-        let (count, longest) = (sequences as usize, report.longest_tokens);
-        if report.is_last {
-            snapshot.fill.add_last(count, tokens, longest, report.budget_tokens);
-        } else {
-            snapshot.fill.add(count, tokens, longest, report.budget_tokens);
-        }
-        let view = &mut snapshot.devices[device.0];
-        view.tokens += tokens;
-        view.compute_s += report.compute_us as f64 / 1e6;
-        view.token_budget = report.device_budget_tokens;
-        let account = &mut self.devices[device.0];
-        let began = at.checked_sub(Duration::from_micros(report.compute_us)).unwrap_or(self.started);
-        account.busy.spread(began, at, 1.0);
-        account.tokens.put(at, tokens as f64);
-        account.returned(at);
-    }
-
-    fn packer_reported(&mut self, report: PackerReport) {
-        self.packer.set(Doing::Busy, report.began);
-        self.packer.set(report.doing, report.ended);
-        if let Some(wait) = report.segment_wait {
-            self.pack_waits.add(wait);
-        }
-        self.idle.pass(report.began);
-        // While it was at work, those without a batch waited for it, whatever for before.
-        if self.idle.supply != Supply::Nothing {
-            self.idle.supply = Supply::Packer;
-        }
-        self.idle.pass(report.ended);
-        (self.idle.devices, self.idle.supply) = (report.idle_devices, report.supply);
-        self.pace.pause(report.paused, report.ended);
-        let snapshot = &mut self.snapshot;
-        snapshot.batches_queued = report.batches;
-        snapshot.slots_free = report.free_slots;
-        (snapshot.paused, snapshot.stopping) = (report.paused, report.stopping);
-        self.queues = Some(report);
     }
 
     fn stage_reported(&mut self, report: StageReport) {
         let StageReport { stage, doing, at, wait } = report;
         let (clock, waits) = match stage {
             Stage::Read => (&mut self.reader, &mut self.read_waits),
-            Stage::Pack => (&mut self.packer, &mut self.pack_waits),
             Stage::Write => (&mut self.writer, &mut self.write_waits),
-            // Devices have clocks of their own.
-            Stage::Compute => return,
+            // The packer counts for itself and for the devices.
+            Stage::Pack | Stage::Compute => return,
         };
         clock.set(doing, at);
         if let Some(wait) = wait {
@@ -272,13 +145,9 @@ impl Account {
         view.last_error = error.or_else(|| view.last_error.take());
         let account = &mut self.devices[device];
         match state {
-            DeviceState::Loading => {
-                account.lost();
-                account.heard_at = Some(now);
-            }
+            DeviceState::Loading => account.heard_at = Some(now),
             DeviceState::Ready => account.ready_since = Some(now),
             DeviceState::Waiting | DeviceState::Retired | DeviceState::Stopped => {
-                account.lost();
                 account.ready_since = None;
                 account.heard_at = None;
             }
@@ -287,15 +156,22 @@ impl Account {
 
     /// The run as it is now.
     pub(super) fn view(&mut self, now: Instant) -> Snapshot {
-        self.pace.tick(now);
         let mut snapshot = self.snapshot.clone();
+        let work = &mut self.work;
         snapshot.elapsed_s = (now - self.started).as_secs_f64();
-        if let Some(began) = self.pace.began() {
+        (snapshot.sequences_computed, snapshot.tokens_computed) =
+            (work.sequences_computed, work.tokens_computed);
+        snapshot.fill = work.fill;
+        if let Some(queues) = &work.queues {
+            (snapshot.batches_queued, snapshot.slots_free) = (queues.batches, queues.free_slots);
+            (snapshot.paused, snapshot.stopping) = (queues.paused, queues.stopping);
+        }
+        if let Some(began) = work.pace.began() {
             let working_s = now.saturating_duration_since(began).as_secs_f64().max(1e-6);
             snapshot.tokens_per_s = snapshot.tokens_computed as f64 / working_s;
             snapshot.sequences_per_s = snapshot.sequences_computed as f64 / working_s;
-            snapshot.tokens_per_s_now = rate(&mut self.tokens, began, now);
-            snapshot.sequences_per_s_now = rate(&mut self.sequences, began, now);
+            snapshot.tokens_per_s_now = rate(&mut work.tokens, began, now);
+            snapshot.sequences_per_s_now = rate(&mut work.sequences, began, now);
         }
         let computed = snapshot.residues_resumed + snapshot.residues_computed();
         // Records with equal residues are computed once: what is committed may be more.
@@ -306,11 +182,18 @@ impl Account {
             self.stood_until = Some(now);
         }
         let left = snapshot.residues_total.saturating_sub(done);
-        snapshot.remaining = self.pace.remaining(left, now).filter(|_| goes_on);
-        let began = self.pace.began().unwrap_or(now);
-        for (view, account) in snapshot.devices.iter_mut().zip(&mut self.devices) {
-            view.tokens_per_s_now = rate(&mut account.tokens, began, now);
-            view.busy_share_now = account.was_lent.then(|| account.busy_share(began, now));
+        snapshot.remaining = work.pace.remaining(left, now).filter(|_| goes_on);
+        let began = work.pace.began().unwrap_or(now);
+        let devices = self.devices.iter().zip(&mut work.devices);
+        for (view, (account, work)) in snapshot.devices.iter_mut().zip(devices) {
+            if view.state != DeviceState::Ready {
+                // The packer may not have heard yet that its worker is gone.
+                work.stands_still();
+            }
+            (view.tokens, view.compute_s) = (work.computed_tokens, work.compute_s);
+            view.token_budget = work.token_budget.unwrap_or(view.token_budget);
+            view.tokens_per_s_now = rate(&mut work.tokens, began, now);
+            view.busy_share_now = work.was_lent.then(|| work.busy_share(began, now));
             view.heartbeat_age_s = account.heard_at.map(|at| now.saturating_duration_since(at).as_secs_f64());
         }
         snapshot.stages = self.stages(&snapshot, now);
@@ -321,7 +204,8 @@ impl Account {
 
     fn stages(&self, snapshot: &Snapshot, now: Instant) -> Vec<StageView> {
         let session_s = snapshot.elapsed_s.max(1e-6);
-        let queues = self.queues.as_ref();
+        let work = &self.work;
+        let queues = work.queues.as_ref();
         let queued = |of: fn(&PackerReport) -> u64| queues.map_or(0, of);
         let view = |stage, queued, capacity: u64, waits: &WaitTally, seconds: [f64; 3], whole_s: f64| {
             let [busy_s, starved_s, blocked_s] = seconds;
@@ -332,10 +216,10 @@ impl Account {
             let waits = waits.view();
             StageView { stage, queued, capacity, waits, busy_share, starved_share, blocked_share, busy_s }
         };
-        let running = self.devices.iter().map(|device| device.running(now).as_secs_f64()).sum::<f64>();
+        let running = work.devices.iter().map(|device| device.running(now).as_secs_f64()).sum::<f64>();
         let compute_s = snapshot.devices.iter().map(|device| device.compute_s).sum::<f64>() + running;
-        let (idle_starved_s, idle_blocked_s) = self.idle.totals(now);
-        let devices_s = session_s * self.devices.len().max(1) as f64;
+        let (idle_starved_s, idle_blocked_s) = work.idle.totals(now);
+        let devices_s = session_s * work.devices.len().max(1) as f64;
         vec![
             view(
                 Stage::Read,
@@ -349,15 +233,15 @@ impl Account {
                 Stage::Pack,
                 queued(|report| report.segments_open as u64),
                 SEGMENTS_OPEN_MAX as u64,
-                &self.pack_waits,
-                self.packer.totals(now),
+                &work.pack_waits,
+                work.packer.totals(now),
                 session_s,
             ),
             view(
                 Stage::Compute,
                 queued(|report| report.batches as u64),
                 queued(|report| report.batches_max.max(report.batches) as u64),
-                &self.compute_waits,
+                &work.compute_waits,
                 [compute_s, idle_starved_s, idle_blocked_s],
                 devices_s,
             ),
@@ -374,15 +258,16 @@ impl Account {
 
     fn situation(&mut self, snapshot: &Snapshot, now: Instant) -> Situation {
         let (mut ready, mut busy, mut ready_s) = (0, 0.0, 0.0);
-        for (view, account) in snapshot.devices.iter().zip(&mut self.devices) {
+        let devices = self.devices.iter().zip(&mut self.work.devices);
+        for (view, (account, work)) in snapshot.devices.iter().zip(devices) {
             let Some(since) = account.ready_since.filter(|_| view.state == DeviceState::Ready) else {
                 continue;
             };
             ready += 1;
-            ready_s += (now.saturating_duration_since(account.busy.begin(now, since))).as_secs_f64();
-            busy += account.busy_share(since, now);
+            ready_s += (now.saturating_duration_since(work.busy.begin(now, since))).as_secs_f64();
+            busy += work.busy_share(since, now);
         }
-        let idle = self.idle.recent(now);
+        let idle = self.work.idle.recent(now);
         let share = |seconds: f64| if ready_s > 0.0 { (seconds / ready_s).min(1.0) } else { 0.0 };
         let started = self.started;
         let window_s = now.saturating_duration_since(started).min(WINDOW).as_secs_f64().max(1e-6);
@@ -392,10 +277,10 @@ impl Account {
             stopping: snapshot.stopping,
             paused: snapshot.paused,
             has_just_gone_on: self.stood_until.is_some_and(|at| now.saturating_duration_since(at) < WINDOW),
-            is_tail: self.queues.as_ref().is_some_and(|report| report.is_tail),
+            is_tail: self.work.queues.as_ref().is_some_and(|report| report.is_tail),
             devices_ready: ready,
             batches: snapshot.fill.batches,
-            working: self.pace.active(now),
+            working: self.work.pace.active(now),
             utilisation: (ready > 0).then(|| busy / ready as f64),
             idle: Idle {
                 read: share(idle.read),
@@ -404,7 +289,7 @@ impl Account {
                 devices: share(idle.devices),
             },
             read_busy: stage_busy(&mut self.reader),
-            pack_busy: stage_busy(&mut self.packer),
+            pack_busy: stage_busy(&mut self.work.packer),
             write_busy: stage_busy(&mut self.writer),
         }
     }
@@ -414,120 +299,6 @@ impl Account {
 fn rate(timeline: &mut Timeline, began: Instant, now: Instant) -> f64 {
     let time = now.saturating_duration_since(timeline.begin(now, began)).as_secs_f64();
     if time > 0.0 { timeline.sum(now) / time } else { 0.0 }
-}
-
-impl DeviceAccount {
-    fn lent(&mut self, at: Instant) {
-        self.was_lent = true;
-        self.held += 1;
-        if self.held == 1 {
-            self.running_since = Some(at);
-        }
-    }
-
-    fn returned(&mut self, at: Instant) {
-        self.held = self.held.saturating_sub(1);
-        self.running_since = (self.held > 0).then_some(at);
-    }
-
-    fn lost(&mut self) {
-        (self.held, self.running_since) = (0, None);
-    }
-
-    /// How long its engine has been at the batch that is not done.
-    fn running(&self, now: Instant) -> Duration {
-        self.running_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
-    }
-
-    /// Share of the window, or of the time since then, that its engine computed.
-    fn busy_share(&mut self, since: Instant, now: Instant) -> f64 {
-        let begin = self.busy.begin(now, since);
-        let time = now.saturating_duration_since(begin).as_secs_f64();
-        let running = self
-            .running_since
-            .map_or(0.0, |running| now.saturating_duration_since(running.max(begin)).as_secs_f64());
-        if time > 0.0 { ((self.busy.sum(now) + running) / time).min(1.0) } else { 0.0 }
-    }
-}
-
-impl StageClock {
-    fn set(&mut self, doing: Doing, at: Instant) {
-        let passed = at.saturating_duration_since(self.since);
-        match self.doing {
-            Doing::Busy => {
-                self.busy += passed;
-                self.recent_busy.spread(self.since, at, 1.0);
-            }
-            Doing::Starved => self.starved += passed,
-            Doing::Blocked => self.blocked += passed,
-            Doing::Nothing => {}
-        }
-        (self.doing, self.since) = (doing, self.since.max(at));
-    }
-
-    /// Seconds busy, starved and blocked.
-    fn totals(&self, now: Instant) -> [f64; 3] {
-        let passed = now.saturating_duration_since(self.since);
-        let of = |doing, total: Duration| {
-            (total + if self.doing == doing { passed } else { Duration::ZERO }).as_secs_f64()
-        };
-        [of(Doing::Busy, self.busy), of(Doing::Starved, self.starved), of(Doing::Blocked, self.blocked)]
-    }
-
-    /// Seconds busy within the window.
-    fn recent(&mut self, now: Instant) -> f64 {
-        let running = match self.doing {
-            Doing::Busy => now.saturating_duration_since(self.recent_busy.begin(now, self.since)),
-            Doing::Starved | Doing::Blocked | Doing::Nothing => Duration::ZERO,
-        };
-        self.recent_busy.sum(now) + running.as_secs_f64()
-    }
-}
-
-impl IdleClock {
-    /// Counts the time up to now.
-    fn pass(&mut self, now: Instant) {
-        let (since, devices) = (self.since, self.devices as f64);
-        let seconds = now.saturating_duration_since(since).as_secs_f64() * devices;
-        self.since = since.max(now);
-        if seconds == 0.0 {
-            return;
-        }
-        let timeline = match self.supply {
-            Supply::Nothing => return,
-            Supply::Reader => &mut self.read,
-            Supply::Packer => &mut self.pack,
-            Supply::Writer => &mut self.write,
-            Supply::Devices => &mut self.others,
-        };
-        timeline.spread(since, now, devices);
-        match self.supply {
-            Supply::Writer => self.blocked_s += seconds,
-            Supply::Reader | Supply::Packer | Supply::Devices => self.starved_s += seconds,
-            Supply::Nothing => {}
-        }
-    }
-
-    /// Seconds starved and blocked.
-    fn totals(&self, now: Instant) -> (f64, f64) {
-        let seconds = now.saturating_duration_since(self.since).as_secs_f64() * self.devices as f64;
-        match self.supply {
-            Supply::Nothing => (self.starved_s, self.blocked_s),
-            Supply::Reader | Supply::Packer | Supply::Devices => (self.starved_s + seconds, self.blocked_s),
-            Supply::Writer => (self.starved_s, self.blocked_s + seconds),
-        }
-    }
-
-    /// Seconds within the window, by cause.
-    fn recent(&mut self, now: Instant) -> Idle {
-        self.pass(now);
-        Idle {
-            read: self.read.sum(now),
-            pack: self.pack.sum(now),
-            write: self.write.sum(now),
-            devices: self.others.sum(now),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
 //! The books under a clock of our own.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::identity::{DeviceIndex, Worker};
-use crate::telemetry::{DeviceView, EventLevel, Happening, Tier};
+use crate::telemetry::{BatchReport, DeviceView, Doing, EventLevel, Happening, Supply, Tier};
 
 struct Books {
     account: Account,
+    /// The packer's.
+    work: WorkAccount,
     start: Instant,
 }
 
@@ -21,7 +25,8 @@ impl Books {
             ..Snapshot::default()
         };
         let start = Instant::now();
-        let mut books = Self { account: Account::new(first, start), start };
+        let work = WorkAccount::new(devices, start);
+        let mut books = Self { account: Account::new(first, start), work, start };
         for device in 0..devices {
             books.device(device, 0, DeviceState::Loading, 0);
             books.device(device, 0, DeviceState::Ready, 0);
@@ -40,6 +45,7 @@ impl Books {
 
     fn view(&mut self, ms: u64) -> Snapshot {
         let now = self.at(ms);
+        self.account.take_work(*self.work.shown(now));
         self.account.view(now)
     }
 
@@ -49,8 +55,8 @@ impl Books {
     }
 
     fn lent(&mut self, device: usize, ms: u64) {
-        let (device, wait, at) = (DeviceIndex(device), Duration::ZERO, self.at(ms));
-        self.take(TelemetryMessage::BatchLent { device, wait, at }, ms);
+        let at = self.at(ms);
+        self.work.lent(DeviceIndex(device), Duration::ZERO, at);
     }
 
     fn completed(&mut self, device: usize, compute_ms: u64, ms: u64) {
@@ -65,7 +71,7 @@ impl Books {
             device_budget_tokens: 1000,
             at: self.at(ms),
         };
-        self.take(TelemetryMessage::BatchCompleted(report), ms);
+        self.work.completed(&report);
     }
 
     /// The packer handles a message from `began` to `ended`.
@@ -78,7 +84,7 @@ impl Books {
             idle_devices,
             ..quiet(self.start)
         };
-        self.take(TelemetryMessage::Packer(report), ended_ms);
+        self.work.packed(report);
     }
 
     fn stage(&mut self, stage: Stage, doing: Doing, ms: u64) {
@@ -228,18 +234,18 @@ fn a_pause_and_the_end_are_nobodys_fault() {
         idle_devices: 1,
         ..quiet(books.start)
     };
-    books.take(TelemetryMessage::Packer(paused), 1300);
+    books.work.packed(paused);
     let now = books.view(60_000);
     assert_eq!((now.remaining, now.bottleneck.stage), (None, None));
     assert!(now.bottleneck.sentence.contains("paused"));
     assert_eq!(now.stages[2].starved_share + now.stages[2].blocked_share, 0.0);
     let tail = PackerReport { paused: false, is_tail: true, ..paused };
-    books.take(TelemetryMessage::Packer(tail), 60_000);
+    books.work.packed(tail);
     let tail = books.view(60_000);
     assert!(tail.bottleneck.sentence.contains("the last ones"));
     assert!(tail.remaining.is_some());
     // The pause is still within what shares are of.
-    books.take(TelemetryMessage::Packer(PackerReport { paused: false, ..paused }), 60_000);
+    books.work.packed(PackerReport { paused: false, ..paused });
     assert!(books.view(65_000).bottleneck.sentence.contains("just gone on"));
     assert!(!books.view(71_000).bottleneck.sentence.contains("just gone on"));
 }
@@ -288,12 +294,12 @@ fn a_device_with_less_memory_is_judged_by_its_own_budget() {
         device_budget_tokens: 250,
         at: books.start,
     };
-    books.take(TelemetryMessage::BatchCompleted(report), 0);
-    books.take(TelemetryMessage::BatchCompleted(BatchReport { tokens: 10, is_last: true, ..report }), 0);
+    books.work.completed(&report);
+    books.work.completed(&BatchReport { tokens: 10, is_last: true, ..report });
     let now = books.view(0);
     assert_eq!((now.fill.batches, now.fill.judged, now.fill.minimum), (2, 1, Some(0.98)));
     assert_eq!(now.devices[0].token_budget, 250);
-    books.take(TelemetryMessage::Budget { device: DeviceIndex(0), tokens: 125 }, 0);
+    books.work.limited(DeviceIndex(0), 125);
     assert_eq!(books.view(0).devices[0].token_budget, 125);
 }
 
@@ -325,10 +331,10 @@ proptest! {
                 6 => books.device(device, 1, DeviceState::Waiting, ms),
                 7 => books.device(device, 1, DeviceState::Ready, ms),
                 8 => {
-                    let (device, at) = (DeviceIndex(device), books.at(ms));
-                    books.take(TelemetryMessage::BatchReturned { device, at }, ms);
+                    let at = books.at(ms);
+                    books.work.returned(DeviceIndex(device), at);
                 }
-                _ => books.take(TelemetryMessage::AllReturned { device: DeviceIndex(device) }, ms),
+                _ => books.work.all_returned(DeviceIndex(device)),
             }
             let now = books.view(ms);
             for stage in &now.stages {
