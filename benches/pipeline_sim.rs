@@ -1,20 +1,23 @@
 //! The orchestration alone, with simulated devices: is anything but the devices ever the bottleneck?
 //!
 //! `cargo bench --bench pipeline_sim -- [reading] [throughput] [scaling] [tail] [memory] [telemetry] [sequences=N]
-//! [repeats=3]`; without a name, all of them. But for `reading`, each run is the real binary on made-up FASTA,
-//! results committed as Parquet. Figures are medians of the repeats; memory is the peak resident set of the
-//! orchestrator process (`VmHWM`).
+//! [repeats=3] [devices=PROGRAMME]`; without a name, all of them. But for `reading`, each run is the real binary on
+//! made-up FASTA, results committed as Parquet. Figures are medians of the repeats; memory is the peak resident set of
+//! the orchestrator process (`VmHWM`), processor time that of all its threads, workers not counted (`/proc`, in steps
+//! of 10 ms). `devices` is what simulated devices do in `telemetry`, such as `latency_ns_per_token=2000`.
 
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use actors::fasta::{RecordStream, Source};
 use actors::packing::{PackingPlan, pack};
 use actors::segment::{PreparedSegment, SegmentCutter, SegmentLimits};
+use rustix::param::clock_ticks_per_second;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -24,19 +27,21 @@ const TOKEN_BUDGET: u32 = 16_384;
 
 fn main() -> Result<()> {
     let mut chosen = Vec::new();
-    let (mut repeats, mut sequences) = (3, None);
+    let (mut repeats, mut sequences, mut devices) = (3, None, String::new());
     // `cargo bench` adds `--bench`.
     for argument in std::env::args().skip(1).filter(|argument| argument != "--bench") {
         match argument.split_once('=') {
             Some(("repeats", value)) => repeats = value.parse()?,
             Some(("sequences", value)) => sequences = Some(value.parse()?),
+            // The programme has `=` of its own.
+            Some(("devices", value)) => devices = value.to_owned(),
             None => chosen.push(argument),
             Some(_) => return Err(format!("unknown argument `{argument}`").into()),
         }
     }
     let folder = std::env::temp_dir().join(format!("virnucpro-orch-bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
-    let bench = Bench { folder: folder.clone(), repeats, sequences };
+    let bench = Bench { folder: folder.clone(), repeats, sequences, devices };
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|chosen| chosen == name);
     let result = (|| {
         for (name, run) in [
@@ -61,11 +66,15 @@ struct Bench {
     folder: PathBuf,
     repeats: usize,
     sequences: Option<u64>,
+    /// What simulated devices do where the benchmark leaves it open.
+    devices: String,
 }
 
 /// One run of the binary.
 struct Measured {
     seconds: f64,
+    /// Processor time of the orchestrator.
+    processor_seconds: f64,
     /// From the first worker that was ready to the end.
     working_seconds: f64,
     /// Batches computed.
@@ -109,16 +118,14 @@ impl Bench {
     fn throughput(&self) -> Result<()> {
         let count = self.sequences.unwrap_or(1_000_000);
         self.fasta(count, 50, 50)?;
-        let mut written = 0;
-        let seconds = self.median(|| {
-            let run = self.run("sim:2", "")?;
-            written = run.written_bytes;
-            Ok(run.seconds)
-        })?;
-        let raw = count * HIDDEN as u64 * 4;
+        let runs = (0..self.repeats.max(1)).map(|_| self.run("sim:2", "")).collect::<Result<Vec<_>>>()?;
+        let seconds = median_of(runs.iter().map(|run| run.seconds).collect());
+        let processor_seconds = median_of(runs.iter().map(|run| run.processor_seconds).collect());
+        let (written, raw) = (runs[0].written_bytes, count * HIDDEN as u64 * 4);
         println!(
-            "devices without latency: {count} sequences of 50 residues, sim:2, width {HIDDEN}: {:.0} sequences/s end to end, {:.0} MB committed, {:.2} of the raw size",
+            "devices without latency: {count} sequences of 50 residues, sim:2, width {HIDDEN}: {:.0} sequences/s end to end, {:.1} µs of processor time a sequence, {:.0} MB committed, {:.2} of the raw size",
             count as f64 / seconds,
+            1e6 * processor_seconds / count as f64,
             written as f64 / 1e6,
             written as f64 / raw as f64
         );
@@ -178,7 +185,8 @@ impl Bench {
         Ok(())
     }
 
-    /// What telemetry costs where nothing else costs anything: runs with it and without it, by turns.
+    /// What telemetry costs: runs with it and without it, by turns. Where nothing else costs anything, unless told
+    /// otherwise.
     fn telemetry(&self) -> Result<()> {
         let count = self.sequences.unwrap_or(1_000_000);
         self.fasta(count, 50, 50)?;
@@ -187,16 +195,25 @@ impl Bench {
             // Whoever comes second finds warm files: each is second as often.
             for is_on in [turn % 2 == 0, turn % 2 != 0] {
                 let faults = if is_on { "" } else { "telemetry=off" };
-                let run = self.run_under("sim:2", "", faults)?;
-                if is_on { &mut with } else { &mut without }.push(run.seconds);
+                let run = self.run_under("sim:2", &self.devices, faults)?;
+                if is_on { &mut with } else { &mut without }.push(run);
             }
         }
-        let (with, without) = (median_of(with), median_of(without));
-        println!(
-            "telemetry: {count} sequences of 50 residues on devices without latency: {with:.3} s with, {without:.3} s without: it costs {:.2} % (medians of {})",
-            100.0 * (with / without - 1.0),
-            self.repeats.max(1)
-        );
+        let devices = match self.devices.as_str() {
+            "" => "devices without latency".to_owned(),
+            programme => format!("devices of {programme}"),
+        };
+        println!("telemetry: {count} sequences of 50 residues on {devices}, medians of {}:", with.len());
+        let figures: [(&str, fn(&Measured) -> f64); 2] =
+            [("processor time", |run| run.processor_seconds), ("time", |run| run.seconds)];
+        for (what, of) in figures {
+            let median = |runs: &[Measured]| median_of(runs.iter().map(of).collect());
+            let (with, without) = (median(&with), median(&without));
+            println!(
+                "  {what}: {with:.3} s with, {without:.3} s without: it costs {:.2} %",
+                100.0 * (with / without - 1.0)
+            );
+        }
         Ok(())
     }
 
@@ -225,9 +242,12 @@ impl Bench {
             .spawn()?;
         let log = results.join("run.log");
         let (mut peak_kib, mut ready) = (0, None);
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break status;
+        let (status, processor_seconds) = loop {
+            // It is not reaped before its last figures are read.
+            if has_ended(&child)? {
+                let processor_seconds =
+                    processor_seconds(child.id()).ok_or("no processor time in `/proc`")?;
+                break (child.wait()?, processor_seconds);
             }
             peak_kib = peak_kib.max(resident_peak_kib(child.id()).unwrap_or(0));
             if ready.is_none() && std::fs::read_to_string(&log).is_ok_and(|log| log.contains(" ready ")) {
@@ -249,7 +269,8 @@ impl Bench {
         let batches =
             said.lines().find_map(|line| line.trim().strip_prefix("batches ")?.trim().split(", ").next());
         let batches = batches.ok_or("no batches in the summary")?.replace(',', "").parse()?;
-        Ok(Measured { seconds, working_seconds, batches, written_bytes, peak_mib: peak_kib / 1024 })
+        let peak_mib = peak_kib / 1024;
+        Ok(Measured { seconds, processor_seconds, working_seconds, batches, written_bytes, peak_mib })
     }
 
     fn fasta(&self, count: u64, shortest: u64, longest: u64) -> Result<PathBuf> {
@@ -266,6 +287,21 @@ impl Bench {
 fn median_of(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
+}
+
+fn has_ended(child: &Child) -> Result<bool> {
+    let process = Pid::from_child(child);
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(waitid(WaitId::Pid(process), look)?.is_some())
+}
+
+/// Processor time of all threads of a process so far, those that have ended included.
+fn processor_seconds(process: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // User and system time are fields 14 and 15; the second may hold spaces.
+    let mut ticks = stat.rsplit_once(')')?.1.split_whitespace().skip(11).map(str::parse::<u64>);
+    let (user, system) = (ticks.next()?.ok()?, ticks.next()?.ok()?);
+    Some((user + system) as f64 / clock_ticks_per_second() as f64)
 }
 
 fn resident_peak_kib(process: u32) -> Option<u64> {
