@@ -874,7 +874,7 @@ fn graphs_that_fail_are_given_up_with_a_warning_and_no_batch_is_lost() {
         "instantiate@3:not_supported",
         "graph@1:out_of_memory",
         "graph@5:launch_out_of_resources",
-        // In the midst of a capture: two sizes run their ten kernels first, twice with the pooling behind them.
+        // In the midst of the first capture: a batch launches eleven. The others have timed products before this one.
         "launch@16:launch_out_of_resources",
     ] {
         let kept = std::env::var("VIRNUCPRO_EMULATED_CUDA").unwrap_or_default();
