@@ -11,6 +11,13 @@
 typedef unsigned short u16;
 typedef unsigned int u32;
 
+// threadIdx.x, read anew: what is computed from it is then not kept in registers through a loop.
+INLINE int thread_index() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
 INLINE float widen_half(u16 bits) {
     float wide;
     asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(bits));
@@ -68,6 +75,22 @@ INLINE void multiply_brains(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+#elif __CUDA_ARCH__ >= 750
+
+// The same product in the steps that Turing has: a's first eight columns are words 0 and 1, b's first
+// eight rows word 0.
+INLINE void multiply_halves(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%8}, {%0, %1, %2, %3};\n"
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%6, %7}, {%9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#endif
+
+#if __CUDA_ARCH__ >= 750
+
 INLINE u32 shared_address(const void* pointer) {
     return u32(__cvta_generic_to_shared(pointer));
 }
@@ -87,17 +110,44 @@ INLINE void load_matrices_transposed(u32 (&words)[4], const void* row) {
                  : "memory");
 }
 
-// Starts to copy 16 bytes into shared memory: the first `bytes` of `from`, then zeros.
+#endif
+
+#if __CUDA_ARCH__ >= 800
+
+// Starts to copy BYTES, 8 or 16, into shared memory: the first `bytes` of `from`, then zeros.
+template <int BYTES>
 INLINE void start_copy(void* to, const void* from, int bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-                 "r"(bytes)
-                 : "memory");
+    static_assert(BYTES == 8 || BYTES == 16, "8 or 16 bytes");
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                     "r"(bytes)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from),
+                     "r"(bytes)
+                     : "memory");
+    }
 }
 
 // Waits for the copies that this thread has started.
 INLINE void wait_for_copies() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
+
+#else
+
+// Before Ampere by way of registers, and done at once. `bytes`: all of BYTES, or 0 for zeros.
+template <int BYTES>
+INLINE void start_copy(void* to, const void* from, int bytes) {
+    static_assert(BYTES == 8 || BYTES == 16, "8 or 16 bytes");
+    if constexpr (BYTES == 16) {
+        *static_cast<uint4*>(to) = bytes > 0 ? *static_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+    } else {
+        *static_cast<uint2*>(to) = bytes > 0 ? *static_cast<const uint2*>(from) : make_uint2(0, 0);
+    }
+}
+
+INLINE void wait_for_copies() {}
 
 #endif
 #endif

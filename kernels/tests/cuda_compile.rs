@@ -19,7 +19,19 @@ use libloading::Library;
 const ARCHITECTURES: [&str; 4] = ["sm_75", "sm_80", "sm_90a", "sm_100"];
 
 /// Bytes of registers that a kernel may store to memory and read back.
-const SPILL_BYTES_MAX: u32 = 0;
+fn spill_bytes_max(kernel: Kernel) -> u32 {
+    match kernel {
+        // A few numbers that the loop over keys does not change. Without them a multiprocessor would have room for two
+        // thread blocks in place of three.
+        Kernel::Attention { number, head_width: 64 }
+        | Kernel::AttentionRotated { number, head_width: 64 }
+            if number != Number::F32 =>
+        {
+            40
+        }
+        _ => 0,
+    }
+}
 
 /// Static shared memory of a block, and registers of a multiprocessor, on every architecture.
 const SHARED_BYTES_MAX: u32 = 48 << 10;
@@ -162,9 +174,11 @@ fn usages(log: &str) -> BTreeMap<String, Usage> {
 /// Threads that the kernel is launched with at most.
 fn threads(kernel: Kernel) -> u32 {
     let launch = match kernel {
-        Kernel::Embed { .. } | Kernel::Gather(_) => Launch::per_tile(1),
-        Kernel::LayerNorm { .. } => Launch::layer_norm(1),
-        Kernel::Attention { number, .. } => Launch::attention(number, 1, 1),
+        Kernel::Embed { .. } | Kernel::Gather(_) | Kernel::RotateKeys { .. } => Launch::per_tile(1),
+        Kernel::LayerNorm { .. } | Kernel::LayerNormWide { .. } => Launch::layer_norm(1),
+        Kernel::Attention { number, .. } | Kernel::AttentionRotated { number, .. } => {
+            Launch::attention(number, 1, 1)
+        }
         Kernel::Gelu(_) | Kernel::Convert { .. } => Launch::per_number(1),
         Kernel::Bias(_) | Kernel::BiasGelu(_) | Kernel::BiasResidual { .. } => Launch::per_row(1, 1 << 20),
         Kernel::Pool(_) => Launch::pool(1, 1),
@@ -200,7 +214,7 @@ fn every_source_compiles_for_every_architecture_without_spills() {
             );
             for (name, usage) in usages {
                 let spilled = usage.spill_store_bytes.max(usage.spill_load_bytes).max(usage.stack_bytes);
-                if spilled > SPILL_BYTES_MAX {
+                if spilled > spill_bytes_max(kernels[&name]) {
                     wrong.push(format!("{name} spills for {architecture}: {usage:?}"));
                 }
                 // Registers are handed out to warps in eights.
@@ -224,8 +238,13 @@ fn attention_compiles_for_one_head_width_alone() {
     let Some(nvrtc) = Nvrtc::load() else { return };
     let log = nvrtc.compile(&Source::Attention.text(Some(24)), "attention.cu", "sm_80").unwrap();
     let names: Vec<String> = usages(&log).into_keys().collect();
-    let mut expected = Number::ALL.map(|number| Kernel::Attention { number, head_width: 24 }.name());
+    let mut expected: Vec<String> = Kernel::all()
+        .into_iter()
+        .filter(|kernel| kernel.source() == Source::Attention && kernel.name().ends_with("_24"))
+        .map(Kernel::name)
+        .collect();
     expected.sort();
+    assert_eq!(expected.len(), 7);
     assert_eq!(names, expected);
 }
 

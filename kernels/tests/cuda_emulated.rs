@@ -17,17 +17,20 @@ use std::sync::{Mutex, OnceLock};
 use half::{bf16, f16};
 use kernels::cuda::twin::{self, Attend, PoolMode, Stored};
 use kernels::cuda::{
-    Kernel, Launch, Number, ROTARY_HEAD_WIDTHS, Source, attention_scale, rotary_angles, rows_before, tiles,
+    Kernel, Launch, Number, ROTARY_HEAD_WIDTHS, ROTATED_BEYOND, Source, attention_scale, rotary_angles,
+    rows_before, tiles,
 };
 use libloading::Library;
 
 /// The kernels of one source; its shared memory and fibers are one block's at a time.
 struct Device(Mutex<Library>);
 
-/// Capability whose instructions are emulated; before 8.0, f16 and bf16 attend without tensor cores.
+/// Capability whose instructions are emulated. Without tensor cores that serve attend f16 before 7.5, bf16 before
+/// 8.0.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Capability {
-    Old = 750,
+    Volta = 700,
+    Turing = 750,
     New = 900,
 }
 
@@ -210,84 +213,230 @@ fn layout(lengths: &[usize]) -> Layout {
     }
 }
 
-fn attend<T: Stored>(device: &Device, head_width: usize, heads: usize, lengths: &[usize]) -> [Vec<T>; 2] {
-    let Layout { cu_seqlens, tiles, tokens, longest } = layout(lengths);
-    let width = heads * head_width;
-    let mut qkv = numbers::<T>(head_width as u64, tokens * 3 * width);
-    // A neighbour full of NaN: whoever reads beyond its own rows shows it.
-    let poisoned = cu_seqlens[1] as usize..cu_seqlens[2] as usize;
-    qkv[poisoned.start * 3 * width..poisoned.end * 3 * width].fill(T::narrow(f32::NAN));
-    let (cosines, sines) = rotary_angles(head_width, longest);
-    let scale = attention_scale(head_width);
-    let mut expected = vec![T::narrow(f32::NAN); tokens * width];
-    let twin = Attend {
-        qkv: &qkv,
-        cu_seqlens: &cu_seqlens,
-        tiles: &tiles,
-        cosines: &cosines,
-        sines: &sines,
-        heads,
-        scale,
-    };
-    twin::attention(twin, head_width, &mut expected);
+/// What attention kernels read, and where they write.
+struct Attention<T> {
+    head_width: usize,
+    heads: usize,
+    layout: Layout,
+    qkv: Vec<T>,
+    cosines: Vec<f32>,
+    sines: Vec<f32>,
+    /// Rows of a neighbour full of NaN: whoever reads beyond its own rows shows it.
+    poisoned: std::ops::Range<usize>,
+}
 
-    let qkv = Memory::new(&qkv);
-    let limits = Memory::new(&cu_seqlens);
-    let list = Memory::new(&tiles);
-    let (cosines, sines) = (Memory::new(&cosines), Memory::new(&sines));
-    let mut out = Memory::new(&vec![T::narrow(-7.0); tokens * width]);
-    let target = out.target();
-    let kernel = Kernel::Attention { number: T::NUMBER, head_width };
-    device.launch(kernel, Launch::attention(T::NUMBER, tiles.len(), heads), |kernel| {
-        call!(kernel,
-            qkv.pointer() => *const T, limits.pointer() => *const i32, list.pointer() => *const [i32; 2],
-            cosines.pointer() => *const f32, sines.pointer() => *const f32, target => *mut T,
-            heads as i32 => i32, scale => f32)
-    });
-    let values = out.values();
-    for (name, values) in [("kernel", &values), ("twin", &expected)] {
-        for (row, values) in values.chunks_exact(width).enumerate() {
-            let nan = poisoned.contains(&row);
-            assert!(values.iter().all(|x| x.widen().is_nan() == nan), "{name}, row {row}");
+impl<T: Stored> Attention<T> {
+    /// The second sequence is poisoned.
+    fn new(head_width: usize, heads: usize, lengths: &[usize]) -> Self {
+        let layout = layout(lengths);
+        let row = 3 * heads * head_width;
+        let mut qkv = numbers::<T>(head_width as u64, layout.tokens * row);
+        let poisoned = layout.cu_seqlens[1] as usize..layout.cu_seqlens[2] as usize;
+        qkv[poisoned.start * row..poisoned.end * row].fill(T::narrow(f32::NAN));
+        let (cosines, sines) = rotary_angles(head_width, layout.longest);
+        Self { head_width, heads, layout, qkv, cosines, sines, poisoned }
+    }
+
+    /// One sequence of those.
+    fn alone(&self, sequence: usize) -> Self {
+        let limits = &self.layout.cu_seqlens;
+        let rows = limits[sequence] as usize..limits[sequence + 1] as usize;
+        let row = 3 * self.heads * self.head_width;
+        Self {
+            head_width: self.head_width,
+            heads: self.heads,
+            layout: layout(&[rows.len()]),
+            qkv: self.qkv[rows.start * row..rows.end * row].to_vec(),
+            cosines: self.cosines.clone(),
+            sines: self.sines.clone(),
+            poisoned: 0..0,
         }
     }
-    let clean = |values: Vec<T>| {
-        let rows = values.chunks_exact(width).enumerate();
-        rows.filter(|(row, _)| !poisoned.contains(row)).flat_map(|(_, row)| row.to_vec()).collect()
-    };
-    [clean(values), clean(expected)]
+
+    fn arguments(&self) -> Attend<'_, T> {
+        Attend {
+            qkv: &self.qkv,
+            cu_seqlens: &self.layout.cu_seqlens,
+            tiles: &self.layout.tiles,
+            cosines: &self.cosines,
+            sines: &self.sines,
+            heads: self.heads,
+            scale: attention_scale(self.head_width),
+        }
+    }
+
+    fn out(&self) -> Vec<T> {
+        vec![T::narrow(-7.0); self.layout.tokens * self.heads * self.head_width]
+    }
+
+    /// The twin's result.
+    fn expected(&self) -> Vec<T> {
+        let mut out = self.out();
+        twin::attention(self.arguments(), self.head_width, &mut out);
+        self.clean("twin", &out)
+    }
+
+    /// The kernels' result: of those that a host takes where the longest sequence has `longest` tokens.
+    fn launch(&self, device: &Device, longest: usize) -> Vec<T> {
+        let Self { head_width, heads, layout, .. } = self;
+        let (mut qkv, limits) = (Memory::new(&self.qkv), Memory::new(&layout.cu_seqlens));
+        let list = Memory::new(&layout.tiles);
+        let (cosines, sines) = (Memory::new(&self.cosines), Memory::new(&self.sines));
+        let mut out = Memory::new(&self.out());
+        let (source, target) = (qkv.target(), out.target());
+        let scale = attention_scale(*head_width);
+        let (rotate, kernel) = Kernel::attention(T::NUMBER, *head_width, longest);
+        if let Some(rotate) = rotate {
+            device.launch(rotate, Launch::per_tile(layout.tiles.len()), |kernel| {
+                call!(kernel,
+                    source => *mut T, limits.pointer() => *const i32, list.pointer() => *const [i32; 2],
+                    cosines.pointer() => *const f32, sines.pointer() => *const f32, *heads as i32 => i32)
+            });
+        }
+        device.launch(kernel, Launch::attention(T::NUMBER, layout.tiles.len(), *heads), |kernel| {
+            call!(kernel,
+                source.cast_const() => *const T, limits.pointer() => *const i32,
+                list.pointer() => *const [i32; 2], cosines.pointer() => *const f32,
+                sines.pointer() => *const f32, target => *mut T, *heads as i32 => i32, scale => f32)
+        });
+        qkv.values();
+        self.clean(&kernel.name(), &out.values())
+    }
+
+    /// All but the poisoned rows, of which each number must be NaN, as no other may be.
+    fn clean(&self, name: &str, values: &[T]) -> Vec<T> {
+        let rows = || values.chunks_exact(self.heads * self.head_width).enumerate();
+        for (row, values) in rows() {
+            let nan = self.poisoned.contains(&row);
+            assert!(values.iter().all(|x| x.widen().is_nan() == nan), "{name}, row {row}");
+        }
+        rows().filter(|(row, _)| !self.poisoned.contains(row)).flat_map(|(_, row)| row.to_vec()).collect()
+    }
 }
 
 /// Lengths around the limits of tiles and blocks of keys.
 const LENGTHS: [usize; 7] = [65, 3, 31, 64, 130, 33, 17];
 
+/// More of them, up to several tiles; the second is poisoned.
+const BORDERS: [usize; 14] = [1, 5, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257];
+
+/// Lengths on either side of where keys are rotated beforehand; the second is poisoned.
+const LONG: [usize; 8] = [ROTATED_BEYOND, ROTATED_BEYOND + 20, ROTATED_BEYOND + 1, 64, 65, 511, 512, 513];
+
 #[test]
 fn f32_attention_is_its_twin_bit_for_bit() {
     let Some(device) = Device::build(Source::Attention, Capability::New) else { return };
     for head_width in ROTARY_HEAD_WIDTHS {
-        let [got, expected] = attend::<f32>(&device, head_width, 2, &LENGTHS);
-        assert_same(&got, &expected, &format!("heads of {head_width}"));
+        let attention = Attention::<f32>::new(head_width, 2, &LENGTHS);
+        let got = attention.launch(&device, attention.layout.longest);
+        assert_same(&got, &attention.expected(), &format!("heads of {head_width}"));
     }
 }
 
 #[test]
 fn attention_on_tensor_cores_is_its_twin() {
+    for capability in [Capability::Turing, Capability::New] {
+        let Some(device) = Device::build(Source::Attention, capability) else { return };
+        for head_width in ROTARY_HEAD_WIDTHS {
+            // An odd number of heads, of which the last block has one.
+            let attention = Attention::<f16>::new(head_width, 3, &BORDERS);
+            let got = attention.launch(&device, 0);
+            assert_near(&got, &attention.expected(), 1.5, &format!("f16, heads of {head_width}"));
+            if capability == Capability::New {
+                let attention = Attention::<bf16>::new(head_width, 1, &BORDERS);
+                let got = attention.launch(&device, 0);
+                assert_near(&got, &attention.expected(), 1.5, &format!("bf16, heads of {head_width}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_rotated_beforehand_change_no_bit() {
+    for capability in [Capability::Turing, Capability::New] {
+        let Some(device) = Device::build(Source::Attention, capability) else { return };
+        for head_width in ROTARY_HEAD_WIDTHS {
+            let attention = Attention::<f16>::new(head_width, 2, &LONG);
+            let got = attention.launch(&device, attention.layout.longest);
+            assert_same(&got, &attention.launch(&device, 0), &format!("f16, heads of {head_width}"));
+            if capability == Capability::New {
+                assert_near(&got, &attention.expected(), 1.5, &format!("f16, heads of {head_width}"));
+                let attention = Attention::<bf16>::new(head_width, 1, &LONG[..3]);
+                let got = attention.launch(&device, attention.layout.longest);
+                assert_same(&got, &attention.launch(&device, 0), &format!("bf16, heads of {head_width}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_longest_sequences_of_the_published_models_attend_as_their_twin() {
+    let Some(device) = Device::build(Source::Attention, Capability::New) else { return };
+    for head_width in [64, 24] {
+        let attention = Attention::<f16>::new(head_width, 1, &[1_024, 3, 1_025]);
+        let got = attention.launch(&device, attention.layout.longest);
+        assert_near(&got, &attention.expected(), 1.5, &format!("f16, heads of {head_width}"));
+    }
+}
+
+#[test]
+fn a_sequence_attends_alone_as_in_a_batch_bit_for_bit() {
     let Some(device) = Device::build(Source::Attention, Capability::New) else { return };
     for head_width in ROTARY_HEAD_WIDTHS {
-        let [got, expected] = attend::<f16>(&device, head_width, 3, &LENGTHS);
-        assert_near(&got, &expected, 1.5, &format!("f16, heads of {head_width}"));
-        let [got, expected] = attend::<bf16>(&device, head_width, 1, &LENGTHS);
-        assert_near(&got, &expected, 1.5, &format!("bf16, heads of {head_width}"));
+        let lengths = [65, 3, 51, 102, 166, ROTATED_BEYOND + 16];
+        let attention = Attention::<f16>::new(head_width, 2, &lengths);
+        let packed = attention.launch(&device, attention.layout.longest);
+        let mut at = 0;
+        for sequence in (0..lengths.len()).filter(|&sequence| sequence != 1) {
+            let alone = attention.alone(sequence).launch(&device, lengths[sequence]);
+            let what = format!("heads of {head_width}, {} tokens", lengths[sequence]);
+            assert_same(&alone, &packed[at..at + alone.len()], &what);
+            at += alone.len();
+        }
+        assert_eq!(at, packed.len());
+    }
+}
+
+fn check_rotation<T: Stored + Debug>(device: &Device, head_width: usize) {
+    let attention = Attention::<T>::new(head_width, 3, &[65, 7, ROTATED_BEYOND, ROTATED_BEYOND + 1]);
+    let mut expected = attention.qkv.clone();
+    twin::rotate_keys(attention.arguments(), head_width, &mut expected);
+    let changed = expected.iter().zip(&attention.qkv).filter(|(a, b)| a.widen() != b.widen()).count();
+    assert!(changed > (ROTATED_BEYOND - 1) * 3 * head_width, "{changed}");
+    let mut qkv = Memory::new(&attention.qkv);
+    let source = qkv.target();
+    let (limits, list) = (Memory::new(&attention.layout.cu_seqlens), Memory::new(&attention.layout.tiles));
+    let (cosines, sines) = (Memory::new(&attention.cosines), Memory::new(&attention.sines));
+    let kernel = Kernel::RotateKeys { number: T::NUMBER, head_width };
+    device.launch(kernel, Launch::per_tile(attention.layout.tiles.len()), |kernel| {
+        call!(kernel,
+            source => *mut T, limits.pointer() => *const i32, list.pointer() => *const [i32; 2],
+            cosines.pointer() => *const f32, sines.pointer() => *const f32, 3 => i32)
+    });
+    assert_same(&qkv.values(), &expected, &kernel.name());
+}
+
+#[test]
+fn the_rotation_of_keys_is_its_twin_bit_for_bit() {
+    for capability in [Capability::Volta, Capability::New] {
+        let Some(device) = Device::build(Source::Attention, capability) else { return };
+        for head_width in ROTARY_HEAD_WIDTHS {
+            check_rotation::<f16>(&device, head_width);
+            check_rotation::<bf16>(&device, head_width);
+        }
     }
 }
 
 #[test]
 fn f16_attention_without_tensor_cores_is_close_to_the_twin() {
-    let Some(device) = Device::build(Source::Attention, Capability::Old) else { return };
+    let Some(device) = Device::build(Source::Attention, Capability::Volta) else { return };
     for head_width in ROTARY_HEAD_WIDTHS {
         // Nothing is rounded in between there, which the twin does: a few units.
-        let [got, expected] = attend::<f16>(&device, head_width, 1, &LENGTHS);
-        assert_near(&got, &expected, 8.0, &format!("f16, heads of {head_width}"));
+        for (lengths, heads) in [(&LENGTHS[..], 3), (&LONG[..3], 1)] {
+            let attention = Attention::<f16>::new(head_width, heads, lengths);
+            let got = attention.launch(&device, attention.layout.longest);
+            assert_near(&got, &attention.expected(), 8.0, &format!("f16, heads of {head_width}"));
+        }
     }
 }
 
@@ -323,21 +472,42 @@ fn embeddings_are_their_twins() {
 }
 
 fn check_norm<X: Stored, O: Stored + Debug>(device: &Device) {
-    for (rows, width) in [(5, 64), (1, 1), (9, 300), (4, 1_280), (3, 20), (2, 257)] {
+    let shapes = [
+        (5, 64),
+        (1, 1),
+        (9, 300),
+        (4, 1_280),
+        (3, 20),
+        (2, 257),
+        (3, 1_288),
+        (5, 2_560),
+        (2, 2_568),
+        (2, 5_120),
+        (1, 5_160),
+        (2, 5_121),
+    ];
+    for (rows, width) in shapes {
         let x = numbers::<X>(width as u64, rows * width);
         let (scale, shift) = (numbers::<f32>(2, width), numbers::<f32>(3, width));
         let mut expected = vec![O::narrow(f32::NAN); rows * width];
         twin::layer_norm(&x, &scale, &shift, &mut expected, rows, width, 1e-5);
         let (x, scale, shift) = (Memory::new(&x), Memory::new(&scale), Memory::new(&shift));
-        let mut out = Memory::new(&vec![O::narrow(-7.0); rows * width]);
-        let target = out.target();
-        let kernel = Kernel::LayerNorm { x: X::NUMBER, out: O::NUMBER };
-        device.launch(kernel, Launch::layer_norm(rows), |kernel| {
-            call!(kernel,
-                x.pointer() => *const X, scale.pointer() => *const f32, shift.pointer() => *const f32,
-                target => *mut O, rows as i32 => i32, width as i32 => i32, 1e-5 => f32)
-        });
-        assert_same(&out.values(), &expected, &format!("{} width {width}", kernel.name()));
+        // Either does any width.
+        let (x_number, number) = (X::NUMBER, O::NUMBER);
+        let kernels = [
+            Kernel::LayerNorm { x: x_number, out: number },
+            Kernel::LayerNormWide { x: x_number, out: number },
+        ];
+        for kernel in kernels {
+            let mut out = Memory::new(&vec![O::narrow(-7.0); rows * width]);
+            let target = out.target();
+            device.launch(kernel, Launch::layer_norm(rows), |kernel| {
+                call!(kernel,
+                    x.pointer() => *const X, scale.pointer() => *const f32, shift.pointer() => *const f32,
+                    target => *mut O, rows as i32 => i32, width as i32 => i32, 1e-5 => f32)
+            });
+            assert_same(&out.values(), &expected, &format!("{} width {width}", kernel.name()));
+        }
     }
 }
 
@@ -503,7 +673,7 @@ fn check_convert<S: Stored, D: Stored + Debug>(device: &Device) {
 
 #[test]
 fn conversions_are_their_twins() {
-    for capability in [Capability::Old, Capability::New] {
+    for capability in [Capability::Turing, Capability::New] {
         let Some(device) = Device::build(Source::Convert, capability) else { return };
         check_convert::<f32, f16>(&device);
         check_convert::<f32, bf16>(&device);

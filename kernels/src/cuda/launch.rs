@@ -10,10 +10,21 @@ pub const TILE_ROWS: usize = 64;
 /// Head widths that attention is compiled for: those of the published models, and 16.
 pub const ROTARY_HEAD_WIDTHS: [usize; 5] = [16, 24, 32, 64, 128];
 
-/// A tile without rows, which fills a table up: the blocks of `embed_*`, `attention_*` and `gather_*` return at once.
+/// A tile without rows, which fills a table up: the blocks of `embed_*`, `rotate_keys_*`, `attention_*` and `gather_*` return at once.
 ///
 /// Behind the end of any sequence, and far from the largest `int`, since kernels add to it.
 pub const EMPTY_TILE: [i32; 2] = [0, 1 << 30];
+
+/// Tokens of the longest sequence whose keys attention rotates itself, for each tile of queries anew.
+///
+/// Beyond, a pass of its own that rotates them once costs less, see `attention.cu`.
+pub const ROTATED_BEYOND: usize = 384;
+
+/// Numbers of a row that a warp of `layer_norm_*` keeps in registers; `layer_norm_wide_*` keeps twice as many.
+pub(super) const NORM_NUMBERS: usize = 2_560;
+
+/// Heads of a block of attention in 16 bits: they share the angles of their rows.
+const HEADS_16_BIT: usize = 2;
 
 const WARP: usize = 32;
 /// Numbers that a thread loads at once.
@@ -46,23 +57,22 @@ impl Launch {
         }
     }
 
-    /// `embed_*` and `gather_*`: a block per tile.
+    /// `embed_*`, `gather_*` and `rotate_keys_*`: a block per tile.
     pub fn per_tile(tiles: usize) -> Self {
         Self::new(tiles, THREADS)
     }
 
-    /// `layer_norm_*`: a warp per row.
+    /// `layer_norm_*` and `layer_norm_wide_*`: a warp per row.
     pub fn layer_norm(rows: usize) -> Self {
         Self::new(rows.div_ceil(NORM_ROWS), NORM_ROWS * WARP)
     }
 
-    /// `attention_*`: a block per tile and head.
+    /// `attention_*` and `attention_rotated_*`: a block per tile and head, in 16 bits per two heads.
     pub fn attention(number: Number, tiles: usize, heads: usize) -> Self {
-        let threads = match number {
-            Number::F32 => 256,
-            Number::F16 | Number::Bf16 => 128,
-        };
-        Self::new(tiles * heads, threads)
+        match number {
+            Number::F32 => Self::new(tiles * heads, 256),
+            Number::F16 | Number::Bf16 => Self::new(tiles * heads.div_ceil(HEADS_16_BIT), 128),
+        }
     }
 
     /// `gelu_*` and `convert_*`: eight numbers per thread.
@@ -167,7 +177,9 @@ mod tests {
         assert_eq!(Launch::per_row(7, 1_280).block, [160, 1, 1]);
         assert_eq!(Launch::per_row(7, 10_240).block, [256, 1, 1]);
         assert_eq!(Launch::pool(5, 65), Launch { grid: [5, 2, 1], block: [32, 8, 1], shared_bytes: 0 });
-        assert_eq!(Launch::attention(Number::F16, 3, 20), Launch::new(60, 128));
+        assert_eq!(Launch::attention(Number::F16, 3, 20), Launch::new(30, 128));
+        assert_eq!(Launch::attention(Number::Bf16, 3, 5), Launch::new(9, 128));
+        assert_eq!(Launch::attention(Number::F32, 3, 5), Launch::new(15, 256));
         assert_eq!(rows_before(&[3, 1, 5]), [0, 3, 4]);
     }
 }

@@ -16,7 +16,8 @@ pub use entry::{Loaded, load, token_budget};
 pub use host::{CudaEngine, Gpu, bench};
 
 pub use launch::{
-    EMPTY_TILE, Launch, ROTARY_HEAD_WIDTHS, TILE_ROWS, attention_scale, rotary_angles, rows_before, tiles,
+    EMPTY_TILE, Launch, ROTARY_HEAD_WIDTHS, ROTATED_BEYOND, TILE_ROWS, attention_scale, rotary_angles,
+    rows_before, tiles,
 };
 pub use sources::{COMPILE_OPTIONS, Kernel, Number, Source};
 pub use support::{CudaLibraryReport, CudaSupport};

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use super::launch::ROTARY_HEAD_WIDTHS;
+use super::launch::{NORM_NUMBERS, ROTARY_HEAD_WIDTHS, ROTATED_BEYOND};
 
 /// Options that every compilation needs, besides `--gpu-architecture`.
 ///
@@ -118,11 +118,18 @@ pub enum Kernel {
         /// Type of the residual stream.
         out: Number,
     },
-    /// Layer norm.
+    /// Layer norm; rows of up to 2,560 numbers are read once.
     LayerNorm {
         /// Type of the rows to normalise.
         x: Number,
         /// Type of the result.
+        out: Number,
+    },
+    /// The same, bit for bit, with registers for rows of up to 5,120 numbers.
+    LayerNormWide {
+        /// As of [`Kernel::LayerNorm`].
+        x: Number,
+        /// As of [`Kernel::LayerNorm`].
         out: Number,
     },
     /// Attention within sequences.
@@ -130,6 +137,21 @@ pub enum Kernel {
         /// Type of queries, keys, values and result.
         number: Number,
         /// Width of a head, one of [`ROTARY_HEAD_WIDTHS`].
+        head_width: usize,
+    },
+    /// The same, for batches with sequences longer than [`super::ROTATED_BEYOND`], whose keys
+    /// [`Kernel::RotateKeys`] has rotated before.
+    AttentionRotated {
+        /// As of [`Kernel::Attention`], of 16 bits.
+        number: Number,
+        /// As of [`Kernel::Attention`].
+        head_width: usize,
+    },
+    /// Rotates the keys of sequences longer than [`super::ROTATED_BEYOND`] in place.
+    RotateKeys {
+        /// As of [`Kernel::AttentionRotated`].
+        number: Number,
+        /// As of [`Kernel::Attention`].
         head_width: usize,
     },
     /// Exact GELU in place.
@@ -167,8 +189,16 @@ impl Kernel {
         all.extend(stored.map(|(table, out)| Self::Embed { table, out }));
         all.extend(stored.map(|(x, out)| Self::LayerNorm { x, out }));
         all.extend([F16, Bf16].map(|out| Self::LayerNorm { x: F32, out }));
+        all.extend(stored.map(|(x, out)| Self::LayerNormWide { x, out }));
+        all.extend([F16, Bf16].map(|out| Self::LayerNormWide { x: F32, out }));
         for number in Number::ALL {
             all.extend(ROTARY_HEAD_WIDTHS.map(|head_width| Self::Attention { number, head_width }));
+            if number != F32 {
+                all.extend(
+                    ROTARY_HEAD_WIDTHS.map(|head_width| Self::AttentionRotated { number, head_width }),
+                );
+                all.extend(ROTARY_HEAD_WIDTHS.map(|head_width| Self::RotateKeys { number, head_width }));
+            }
             all.extend([
                 Self::Gelu(number),
                 Self::Bias(number),
@@ -187,12 +217,29 @@ impl Kernel {
         all
     }
 
+    /// Layer norm of rows of `width`.
+    pub fn layer_norm(x: Number, out: Number, width: usize) -> Self {
+        if width <= NORM_NUMBERS { Self::LayerNorm { x, out } } else { Self::LayerNormWide { x, out } }
+    }
+
+    /// What attention takes, in this order, where the longest sequence has `longest` tokens.
+    ///
+    /// The first works on keys in place, the second is attention itself.
+    pub fn attention(number: Number, head_width: usize, longest: usize) -> (Option<Self>, Self) {
+        if number == Number::F32 || longest <= ROTATED_BEYOND {
+            return (None, Self::Attention { number, head_width });
+        }
+        (Some(Self::RotateKeys { number, head_width }), Self::AttentionRotated { number, head_width })
+    }
+
     /// The source that defines it.
     pub fn source(self) -> Source {
         match self {
             Self::Embed { .. } => Source::Embed,
-            Self::LayerNorm { .. } => Source::Norm,
-            Self::Attention { .. } => Source::Attention,
+            Self::LayerNorm { .. } | Self::LayerNormWide { .. } => Source::Norm,
+            Self::Attention { .. } | Self::AttentionRotated { .. } | Self::RotateKeys { .. } => {
+                Source::Attention
+            }
             Self::Gelu(_) | Self::Bias(_) | Self::BiasGelu(_) | Self::BiasResidual { .. } => Source::Epilogue,
             Self::Pool(_) | Self::Gather(_) => Source::Pool,
             Self::Convert { .. } => Source::Convert,
@@ -204,7 +251,12 @@ impl Kernel {
         match self {
             Self::Embed { table, out } => format!("embed_{table}_{out}"),
             Self::LayerNorm { x, out } => format!("layer_norm_{x}_{out}"),
+            Self::LayerNormWide { x, out } => format!("layer_norm_wide_{x}_{out}"),
             Self::Attention { number, head_width } => format!("attention_{number}_{head_width}"),
+            Self::AttentionRotated { number, head_width } => {
+                format!("attention_rotated_{number}_{head_width}")
+            }
+            Self::RotateKeys { number, head_width } => format!("rotate_keys_{number}_{head_width}"),
             Self::Gelu(number) => format!("gelu_{number}"),
             Self::Bias(number) => format!("bias_{number}"),
             Self::BiasGelu(number) => format!("bias_gelu_{number}"),
@@ -213,5 +265,31 @@ impl Kernel {
             Self::Gather(number) => format!("gather_{number}"),
             Self::Convert { from, to } => format!("convert_{from}_{to}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_sources() {
+        let attention = Source::Attention.without_instructions();
+        assert!(attention.contains(&format!("constexpr int ROTATED_BEYOND = {ROTATED_BEYOND};")));
+        let norm = Source::Norm.without_instructions();
+        assert!(norm.contains(&format!("constexpr int HELD = {NORM_NUMBERS};")));
+    }
+
+    #[test]
+    fn only_long_sequences_of_16_bits_have_their_keys_rotated_before() {
+        let (number, head_width) = (Number::F16, 64);
+        let attention = Kernel::Attention { number, head_width };
+        assert_eq!(Kernel::attention(number, head_width, ROTATED_BEYOND), (None, attention));
+        let (rotate, rotated) = Kernel::attention(number, head_width, ROTATED_BEYOND + 1);
+        assert_eq!(rotate, Some(Kernel::RotateKeys { number, head_width }));
+        assert_eq!(rotated, Kernel::AttentionRotated { number, head_width });
+        let number = Number::F32;
+        let attention = Kernel::Attention { number, head_width };
+        assert_eq!(Kernel::attention(number, head_width, 100_000), (None, attention));
     }
 }

@@ -7,7 +7,7 @@
 
 use half::{bf16, f16};
 
-use super::launch::TILE_ROWS;
+use super::launch::{ROTATED_BEYOND, TILE_ROWS};
 use super::sources::Number;
 use crate::alphabet::MASK;
 
@@ -249,7 +249,31 @@ pub struct Attend<'a, T> {
     pub scale: f32,
 }
 
-/// `attention_*`: attends within each sequence.
+/// `rotate_keys_*`: rotates the keys of sequences longer than [`ROTATED_BEYOND`] in place.
+///
+/// `attend`: those of attention, of which `tiles` and `scale` are not used. `out`: as `attend.qkv`.
+/// `head_width`: one of [`super::ROTARY_HEAD_WIDTHS`].
+pub fn rotate_keys<T: Stored>(attend: Attend<'_, T>, head_width: usize, out: &mut [T]) {
+    out.copy_from_slice(attend.qkv);
+    let hidden = attend.heads * head_width;
+    for limits in attend.cu_seqlens.windows(2) {
+        let sequence = limits[0] as usize..limits[1] as usize;
+        if sequence.len() <= ROTATED_BEYOND {
+            continue;
+        }
+        for row in sequence.clone() {
+            for head in 0..attend.heads {
+                let rotated = attend.rotated_once(Part::Key, row, row - sequence.start, head, head_width);
+                let at = (3 * row + 1) * hidden + head * head_width;
+                for (out, x) in out[at..at + head_width].iter_mut().zip(rotated) {
+                    *out = T::narrow(x);
+                }
+            }
+        }
+    }
+}
+
+/// `attention_*`: attends within each sequence. So does `attention_rotated_*`, on what `rotate_keys_*` has left.
 ///
 /// `out`: [tokens, hidden]. `head_width`: one of [`super::ROTARY_HEAD_WIDTHS`].
 pub fn attention<T: Stored>(attend: Attend<'_, T>, head_width: usize, out: &mut [T]) {
@@ -341,13 +365,26 @@ impl<T: Stored> Attend<'_, T> {
         }
     }
 
-    /// `attend_tensor` of `attention.cu`: 64 keys at a time; rotated queries and keys and the weights are
-    /// rounded to T, sums are f32.
+    /// [`Self::rotated`] by fused multiply-adds, rounded to T.
+    fn rotated_once(&self, part: Part, row: usize, position: usize, head: usize, width: usize) -> Vec<f32> {
+        let x = self.columns(part, row, head, width);
+        let pairs = width / 2;
+        let mut rotated = vec![0.0; width];
+        for pair in 0..pairs {
+            let (cosine, sine) = (self.cosines[position * pairs + pair], self.sines[position * pairs + pair]);
+            let (a, b) = (x[pair], x[pair + pairs]);
+            rotated[pair] = T::narrow(a.mul_add(cosine, -(b * sine))).widen();
+            rotated[pair + pairs] = T::narrow(b.mul_add(cosine, a * sine)).widen();
+        }
+        rotated
+    }
+
+    /// `attend_heads` of `attention.cu`: 32 keys at a time, 64 for narrow heads; rotated queries and keys and the
+    /// weights are rounded to T, sums are f32.
     fn tensor(&self, tile: [i32; 2], head: usize, width: usize, out: &mut [T]) {
-        const KEYS: usize = 64;
-        let rounded = |x: Vec<f32>| x.into_iter().map(|x| T::narrow(x).widen()).collect::<Vec<f32>>();
+        let block = if width <= 32 { 64 } else { 32 };
         let (rows, sequence) = tile_rows(self.cu_seqlens, tile);
-        let rotated = |part, row: usize| rounded(self.rotated(part, row, row - sequence.start, head, width));
+        let rotated = |part, row: usize| self.rotated_once(part, row, row - sequence.start, head, width);
         let keys: Vec<_> = sequence.clone().map(|row| rotated(Part::Key, row)).collect();
         let values: Vec<_> =
             sequence.clone().map(|row| self.columns(Part::Value, row, head, width)).collect();
@@ -355,18 +392,20 @@ impl<T: Stored> Attend<'_, T> {
         for row in rows {
             let query = rotated(Part::Query, row);
             let mut sums = vec![0.0f32; width];
-            let mut maximum = f32::NEG_INFINITY;
+            // The highest score so far, scaled.
+            let mut peak = f32::NEG_INFINITY;
             let mut total = 0.0f32;
-            for (keys, values) in keys.chunks(KEYS).zip(values.chunks(KEYS)) {
+            for (keys, values) in keys.chunks(block).zip(values.chunks(block)) {
                 let scores: Vec<f32> =
                     keys.iter().map(|key| query.iter().zip(key).map(|(q, k)| q * k).sum()).collect();
-                let highest = scores.iter().fold(maximum, |highest, &score| highest.max(score));
-                let fade = ((maximum - highest) * scale_log2).exp2();
-                maximum = highest;
+                let highest = scores.iter().fold(f32::NEG_INFINITY, |highest, &score| highest.max(score));
+                let before = peak;
+                peak = before.max(highest * scale_log2);
+                let fade = (before - peak).exp2();
                 total *= fade;
                 sums.iter_mut().for_each(|sum| *sum *= fade);
                 for (score, value) in scores.into_iter().zip(values) {
-                    let weight = ((score - maximum) * scale_log2).exp2();
+                    let weight = score.mul_add(scale_log2, -peak).exp2();
                     total += weight;
                     let weight = T::narrow(weight).widen();
                     for (sum, value) in sums.iter_mut().zip(value) {

@@ -99,7 +99,12 @@ struct Warp {
 struct Copy {
     void* to;
     const void* from;
-    int bytes;
+    int bytes, room;
+
+    void arrive() const {
+        std::memset(to, 0, size_t(room));
+        std::memcpy(to, from, size_t(bytes));
+    }
 };
 
 // Where a fiber stands while another one runs.
@@ -331,8 +336,11 @@ inline u16 narrow_to_half(float wide) {
 inline float exp2_fast(float x) {
     return std::exp2(x);
 }
+inline int thread_index() {
+    return int(threadIdx.x);
+}
 
-#if EMULATED_ARCHITECTURE >= 800
+#if EMULATED_ARCHITECTURE >= 750
 
 inline float widen_brain(u16 bits) {
     return __uint_as_float(u32(bits) << 16);
@@ -348,31 +356,34 @@ inline u32 narrow_to_brains(float low, float high) {
     return u32(narrow_to_brain(low)) | u32(narrow_to_brain(high)) << 16;
 }
 
-// PTX ISA, "Matrix Fragments for mma.m16n8k16": with group = lane / 4 and place = lane % 4, word w of a holds
-// row group + 8 (w % 2), columns 2 place + 8 (w / 2) and the next; word w of b rows 2 place + 8 w and the next of
-// column group; number i of the sums row group + 8 (i / 2), column 2 place + i % 2.
-template <float (*WIDEN)(u16)>
-void multiply_matrices(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+// PTX ISA, "Matrix Fragments for mma.m16n8k16", and m16n8k8 for K = 8: with group = lane / 4 and place = lane % 4,
+// word w of a holds row group + 8 (w % 2), columns 2 place + 8 (w / 2) and the next; word w of b rows 2 place + 8 w
+// and the next of column group; number i of the sums row group + 8 (i / 2), column 2 place + i % 2.
+template <float (*WIDEN)(u16), int K>
+void multiply_matrices(float (&sums)[4], const u32 (&a)[K / 4], const u32 (&b)[K / 8]) {
     struct Words {
-        u32 a[4], b[2];
+        u32 a[K / 4], b[K / 8];
         float sums[4];
     };
-    const Words mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {sums[0], sums[1], sums[2], sums[3]}};
+    Words mine;
+    std::memcpy(mine.a, a, sizeof a);
+    std::memcpy(mine.b, b, sizeof b);
+    std::memcpy(mine.sums, sums, sizeof sums);
     device::exchange(mine, [&](const Words* all, float(*results)[4]) {
-        float left[16][16], right[16][8], total[16][8];
+        float left[16][K], right[K][8], total[16][8];
         for (int lane = 0; lane < 32; lane++) {
             const Words words = device::of_lane(all, lane);
             const int group = lane / 4, place = lane % 4;
             for (int half = 0; half < 2; half++) {
-                for (int w = 0; w < 4; w++) {
+                for (int w = 0; w < K / 4; w++) {
                     left[group + 8 * (w % 2)][2 * place + 8 * (w / 2) + half] = WIDEN(u16(words.a[w] >> 16 * half));
                 }
-                for (int w = 0; w < 2; w++) right[2 * place + 8 * w + half][group] = WIDEN(u16(words.b[w] >> 16 * half));
+                for (int w = 0; w < K / 8; w++) right[2 * place + 8 * w + half][group] = WIDEN(u16(words.b[w] >> 16 * half));
             }
             for (int i = 0; i < 4; i++) total[group + 8 * (i / 2)][2 * place + i % 2] = words.sums[i];
         }
         for (int row = 0; row < 16; row++) {
-            for (int k = 0; k < 16; k++) {
+            for (int k = 0; k < K; k++) {
                 for (int column = 0; column < 8; column++) total[row][column] += left[row][k] * right[k][column];
             }
         }
@@ -384,12 +395,19 @@ void multiply_matrices(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     const int lane = device::current % 32;
     std::memcpy(sums, warp.results[(warp.exchanges[lane] - 1) % 2][lane], sizeof sums);
 }
+#if EMULATED_ARCHITECTURE >= 800
 inline void multiply_halves(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    multiply_matrices<widen_half>(sums, a, b0, b1);
+    multiply_matrices<widen_half, 16>(sums, a, {b0, b1});
 }
 inline void multiply_brains(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    multiply_matrices<widen_brain>(sums, a, b0, b1);
+    multiply_matrices<widen_brain, 16>(sums, a, {b0, b1});
 }
+#else
+inline void multiply_halves(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    multiply_matrices<widen_half, 8>(sums, {a[0], a[1]}, {b0});
+    multiply_matrices<widen_half, 8>(sums, {a[2], a[3]}, {b1});
+}
+#endif
 
 // PTX ISA, "ldmatrix": a lane gets, of each matrix, row lane / 4, columns 2 (lane % 4) and the next.
 template <bool TRANSPOSED>
@@ -415,20 +433,27 @@ inline void load_matrices_transposed(u32 (&words)[4], const void* row) {
     load_fragments<true>(words, row);
 }
 
-inline void start_copy(void* to, const void* from, int bytes) {
-    if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) std::abort();
-    device::fibers[device::current].copies.push_back({to, from, bytes});
+#endif
+
+// Copies arrive as late as they may in some blocks, at once in others: the first shows a wait that is missing, the
+// second a copy to where somebody still reads.
+template <int BYTES>
+void start_copy(void* to, const void* from, int bytes) {
+    static_assert(BYTES == 8 || BYTES == 16, "8 or 16 bytes");
+    if (reinterpret_cast<uintptr_t>(to) % BYTES != 0 || reinterpret_cast<uintptr_t>(from) % BYTES != 0) std::abort();
+    if (bytes < 0 || bytes > BYTES || (EMULATED_ARCHITECTURE < 800 && bytes != 0 && bytes != BYTES)) std::abort();
+    const device::Copy copy = {to, from, bytes, BYTES};
+    if (EMULATED_ARCHITECTURE < 800 || blockIdx.x / 2 % 2 == 1) {
+        copy.arrive();
+    } else {
+        device::fibers[device::current].copies.push_back(copy);
+    }
 }
 inline void wait_for_copies() {
     auto& copies = device::fibers[device::current].copies;
-    for (const device::Copy& copy : copies) {
-        std::memset(copy.to, 0, 16);
-        std::memcpy(copy.to, copy.from, size_t(copy.bytes));
-    }
+    for (const device::Copy& copy : copies) copy.arrive();
     copies.clear();
 }
-
-#endif
 
 // ---- calls by array of arguments ---------------------------------------------------------------------------
 

@@ -77,6 +77,8 @@ pub(super) struct Size {
     pub(super) rows: usize,
     /// Tiles, the empty ones included.
     pub(super) tiles: usize,
+    /// Whether the longest sequence is one whose keys are rotated beforehand, by a kernel more per layer.
+    pub(super) long: bool,
 }
 
 /// A slot's graph of one size.
@@ -248,7 +250,7 @@ mod tests {
     use crate::cuda::Number;
 
     fn key(slot: usize, rows: usize) -> Key {
-        Key { slot, size: Size { rows, tiles: 16 } }
+        Key { slot, size: Size { rows, tiles: 16, long: false } }
     }
 
     fn work(place: u64) -> Vec<Step> {

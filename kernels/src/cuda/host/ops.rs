@@ -23,7 +23,7 @@ use super::slots::{Input, InputLayout, Outputs, SLOTS, Slot};
 use super::time::Stopwatch;
 use super::upload::Uploader;
 use crate::cuda::twin::PoolMode;
-use crate::cuda::{Kernel, Launch, Number, attention_scale, rotary_angles};
+use crate::cuda::{Kernel, Launch, Number, ROTATED_BEYOND, attention_scale, rotary_angles};
 use crate::model::Tensor;
 use crate::ops::{Epilogue, LinearRows, Ops, PooledRows};
 use crate::{Batch, EngineError, Pooling, Progress};
@@ -106,6 +106,8 @@ pub(super) struct Layout {
     parts: InputLayout,
     tokens: usize,
     sequences: usize,
+    /// Tokens of the longest sequence.
+    longest: usize,
     /// The batch's own, of which pooling takes no more.
     tiles: usize,
     /// Those that blocks are started for.
@@ -457,7 +459,8 @@ impl CudaOps {
     /// Starts what was listed of a batch: by its graph, if there is one or is to be one, or each step by itself.
     fn start_work(&mut self, layout: &Layout) -> Result<(), CudaError> {
         let Some(work) = self.work.take() else { return Ok(()) };
-        let size = Size { rows: layout.rows, tiles: layout.tiles_started };
+        let size =
+            Size { rows: layout.rows, tiles: layout.tiles_started, long: layout.longest > ROTATED_BEYOND };
         let key = Key { slot: layout.slot, size };
         let started = match self.graphs.as_mut().map(|graphs| graphs.next(key, &work)) {
             None | Some(Next::Run) => None,
@@ -575,7 +578,7 @@ impl CudaOps {
             Arg::Float(norm.eps),
         ];
         out.number = to;
-        let kernel = Kernel::LayerNorm { x: x.number, out: to };
+        let kernel = Kernel::layer_norm(x.number, to, norm.width);
         self.launch(WorkClass::Norm, kernel, Launch::layer_norm(layout.rows_started), &args)
             .map_err(of(layout.tokens))
     }
@@ -689,6 +692,7 @@ impl Ops for CudaOps {
             parts: input.layout,
             tokens,
             sequences: batch.len(),
+            longest: batch.max_seqlen(),
             tiles: input.tiles(),
             tiles_started: input.tile_room(),
             rows,
@@ -794,7 +798,13 @@ impl Ops for CudaOps {
             Arg::Float(attention_scale(self.head_width)),
         ];
         out.number = qkv.number;
-        let kernel = Kernel::Attention { number: qkv.number, head_width: self.head_width };
+        let (rotate, kernel) = Kernel::attention(qkv.number, self.head_width, layout.longest);
+        if let Some(rotate) = rotate {
+            // The same arguments but for the result's place and the scale.
+            let args = [args[0], args[1], args[2], args[3], args[4], args[6]];
+            self.launch(WorkClass::Attention, rotate, Launch::per_tile(layout.tiles_started), &args)
+                .map_err(&of)?;
+        }
         let geometry = Launch::attention(qkv.number, layout.tiles_started, heads);
         self.launch(WorkClass::Attention, kernel, geometry, &args).map_err(&of)?;
         if let Some(work) = &mut self.work {
