@@ -23,15 +23,15 @@
 // attention_rotated_*: finds the keys of sequences longer than ROTATED_BEYOND rotated already.
 // rotate_keys_*:       rotates just those, in place. The same operations and roundings, hence the same bits.
 //
-// Keys rotated anew cost each tile of queries instructions and reads of angles; rotated beforehand, they cost
-// every row one way through memory. For one head of 64 and one tile of 64 rows, H100, calculated:
-//   tokens of the sequence               51   102   166   400  1024
-//   tiles of queries                      1     2     3     7    16
-//   bytes to rotate beforehand, KiB      13    16    14    15    16   (keys read and written)
-//   cycles of one multiprocessor then   900  1130   980  1010  1130   (14.5 bytes per cycle from memory)
-//   cycles to rotate anew               140   280   490  1100  2600   (issue slots and first-level cache)
-// Memory is the narrower of the two for short sequences, and the processors for long ones: beyond 384 tokens
-// the pass of its own pays, below it does not.
+// Keys rotated anew cost each tile of queries instructions and shared memory; rotated beforehand, they go through
+// memory once more. For one head of 64 of one sequence, on one multiprocessor of an H100, calculated:
+//   tokens                                             51    102    166    400   1024
+//   tiles of queries                                    1      2      3      7     16
+//   beforehand: bytes read and written             13,056 26,112 42,496 102,400 262,144
+//               cycles, 14.5 bytes each               900  1,800  2,930  7,060 18,080
+//   anew: cycles of shared memory and the cache
+//         before it, 3 for each row and tile          150    610  1,490  8,400 49,150
+// From six tiles on, the pass of its own costs less.
 //
 // With HEAD_WIDTH defined, only the kernels of that head width are compiled.
 
@@ -694,17 +694,17 @@ INLINE void attend_tensor(const T* __restrict__ qkv, const int* __restrict__ cu_
     }
 
 // Blocks per multiprocessor. Without a stated number the compiler spills a few registers of the f32 kernels
-// to reach one block more, and keeps so much of those with tensor cores in registers that one block less
-// has room.
+// to reach one block more, and takes so many for those with tensor cores that there is room for two blocks
+// in place of three.
 #define BLOCKS_F32(D) (D > 32 ? 1 : 2)
-#define BLOCKS_16_BIT(D) (D > 16 ? 3 : 4)
+#define BLOCKS_16_BIT 3
 
 #define HEADS(D)                                                                    \
     ATTENTION(attention, f32, D, attend_plain, false, 256, BLOCKS_F32(D))           \
-    ATTENTION(attention, f16, D, ATTEND_F16, false, 128, BLOCKS_16_BIT(D))          \
-    ATTENTION(attention, bf16, D, ATTEND_BF16, false, 128, BLOCKS_16_BIT(D))        \
-    ATTENTION(attention_rotated, f16, D, ATTEND_F16, true, 128, BLOCKS_16_BIT(D))   \
-    ATTENTION(attention_rotated, bf16, D, ATTEND_BF16, true, 128, BLOCKS_16_BIT(D)) \
+    ATTENTION(attention, f16, D, ATTEND_F16, false, 128, BLOCKS_16_BIT)          \
+    ATTENTION(attention, bf16, D, ATTEND_BF16, false, 128, BLOCKS_16_BIT)        \
+    ATTENTION(attention_rotated, f16, D, ATTEND_F16, true, 128, BLOCKS_16_BIT)   \
+    ATTENTION(attention_rotated, bf16, D, ATTEND_BF16, true, 128, BLOCKS_16_BIT) \
     ROTATE_KEYS(f16, D)                                                             \
     ROTATE_KEYS(bf16, D)
 
