@@ -1,20 +1,24 @@
 //! Attention of one sequence, head by head, in blocks that stay in cache.
 //!
-//! Scores never exist for more than a few query rows and [`KEYS`] keys at a time: the softmax is
-//! computed online (running maximum and sum), so memory grows with a sequence's length, not with
-//! its square.
+//! Scores never exist for more than two vectors of queries and [`KEYS`] keys at a time: the softmax
+//! is computed online (running maximum and sum), so memory grows with a sequence's length, not with
+//! its square. A lane of a vector is a query, so that maxima and sums run down the keys without
+//! ever crossing lanes; keys and values need no transposing, queries do once.
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
 use super::buffer::Buffer;
-use super::elementary::exp;
-use super::product::{TILE_VECTORS, tile, tile_rows};
+use super::elementary::exp2;
+use super::product::{Left, tile};
 
-/// Keys of one block: scores of a tile's rows against it take 24 kB, half of a first-level cache.
-/// A multiple of every panel width.
-const KEYS: usize = 512;
+/// Keys of one block: their scores take 30 kB at most, so that they, the queries and a part of the
+/// values stay in a first-level cache of 48 kB. A multiple of every tile height.
+const KEYS: usize = 240;
+
+/// Vectors of queries that are attended together.
+const QUERY_VECTORS: usize = 2;
 
 /// Cosine and sine of every rotary angle: [positions, head width / 2] each.
 ///
@@ -46,18 +50,42 @@ impl Rotary {
 
     /// Rotates the head `x` of the token at `position`, times `scale`, into `out`.
     #[inline(always)]
-    fn rotate(&self, x: &[f32], position: usize, scale: f32, out: &mut [f32]) {
+    fn rotate<S: Simd>(&self, simd: S, x: &[f32], position: usize, scale: f32, out: &mut [f32]) {
         let pairs = self.frequencies.len();
         let angles = position * pairs..(position + 1) * pairs;
-        let angles = self.cosines[angles.clone()].iter().zip(&self.sines[angles]);
+        let (cosines, cosines_tail) = S::as_simd_f32s(&self.cosines[angles.clone()]);
+        let (sines, sines_tail) = S::as_simd_f32s(&self.sines[angles]);
         let (first, second) = x.split_at(pairs);
+        let ((first, first_tail), (second, second_tail)) = (S::as_simd_f32s(first), S::as_simd_f32s(second));
         let (first_out, second_out) = out.split_at_mut(pairs);
-        let outs = first_out.iter_mut().zip(second_out);
-        for (((a, b), (cosine, sine)), (first, second)) in first.iter().zip(second).zip(angles).zip(outs) {
-            *first = (a * cosine - b * sine) * scale;
-            *second = (b * cosine + a * sine) * scale;
+        let (first_out, first_out_tail) = S::as_mut_simd_f32s(first_out);
+        let (second_out, second_out_tail) = S::as_mut_simd_f32s(second_out);
+        let scale = simd.splat_f32s(scale);
+        let inputs = first.iter().zip(second).zip(cosines.iter().zip(sines));
+        for (((a, b), (cosine, sine)), out) in inputs.zip(first_out.iter_mut().zip(second_out)) {
+            (*out.0, *out.1) = turn(simd, [*a, *b], [*cosine, *sine], scale);
+        }
+        if !first_tail.is_empty() {
+            let [a, b, cosine, sine] =
+                [first_tail, second_tail, cosines_tail, sines_tail].map(|tail| simd.partial_load_f32s(tail));
+            let (first, second) = turn(simd, [a, b], [cosine, sine], scale);
+            simd.partial_store_f32s(first_out_tail, first);
+            simd.partial_store_f32s(second_out_tail, second);
         }
     }
+}
+
+/// Turns the pairs (`a`, `b`) by their angles.
+#[inline(always)]
+fn turn<S: Simd>(
+    simd: S,
+    [a, b]: [S::f32s; 2],
+    [cosine, sine]: [S::f32s; 2],
+    scale: S::f32s,
+) -> (S::f32s, S::f32s) {
+    let first = simd.negate_mul_add_e_f32s(b, sine, simd.mul_f32s(a, cosine));
+    let second = simd.mul_add_e_f32s(a, sine, simd.mul_f32s(b, cosine));
+    (simd.mul_f32s(first, scale), simd.mul_f32s(second, scale))
 }
 
 /// `10000 ^ (-2 i / head_width)` for each pair i, with the roundings of the reference's f32 code.
@@ -73,15 +101,17 @@ pub(super) fn rotary_frequencies(head_width: usize) -> Vec<f32> {
 /// Scratch memory of one thread, used again for every head.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Rotated keys: per panel of keys, [head width, panel].
+    /// Rotated keys, [tokens to a whole tile, head width].
     keys: Buffer,
     /// Values: per panel of head columns, [tokens, panel].
     values: Buffer,
-    /// Rotated, scaled queries of one tile: [tile rows, head width].
+    /// One rotated, scaled query.
+    query: Buffer,
+    /// Rotated, scaled queries, [head width, queries].
     queries: Buffer,
-    /// Scores of one tile against one block of keys: [tile rows, KEYS].
+    /// Scores of the queries against one block of keys, [KEYS, queries].
     scores: Buffer,
-    /// Weighted values of one tile, not yet divided by the sum: [tile rows, head columns].
+    /// Weighted values of the queries, not yet divided by the sum: [queries, head columns].
     sums: Buffer,
 }
 
@@ -127,18 +157,25 @@ impl Target {
         Self { start: self.start.wrapping_add(skipped), floats: self.floats - skipped }
     }
 
-    /// Writes `values` from float `at` on.
+    /// Writes `values` · `factor` from float `at` on.
     ///
     /// # Safety
     /// The rows given to [`Target::new`] must still be borrowed for this purpose, and no other
     /// thread may touch the same places.
     #[inline(always)]
-    unsafe fn store(self, at: usize, values: &[f32]) {
+    unsafe fn store<S: Simd>(self, simd: S, at: usize, values: &[f32], factor: f32) {
         assert!(at + values.len() <= self.floats);
-        let start = self.start.wrapping_add(at);
-        for (offset, value) in values.iter().enumerate() {
-            // SAFETY: in bounds by the assertion; alive and unshared by the caller's promise.
-            unsafe { *start.add(offset) = *value };
+        // SAFETY: in bounds by the assertion; alive and unshared by the caller's promise.
+        let places = unsafe { std::slice::from_raw_parts_mut(self.start.wrapping_add(at), values.len()) };
+        let factor = simd.splat_f32s(factor);
+        let (places, places_tail) = S::as_mut_simd_f32s(places);
+        let (values, values_tail) = S::as_simd_f32s(values);
+        for (place, value) in places.iter_mut().zip(values) {
+            *place = simd.mul_f32s(*value, factor);
+        }
+        if !values_tail.is_empty() {
+            let value = simd.mul_f32s(simd.partial_load_f32s(values_tail), factor);
+            simd.partial_store_f32s(places_tail, value);
         }
     }
 }
@@ -147,156 +184,170 @@ impl WithSimd for Attend<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // A narrow head would waste half of a two-vector tile.
+        // A narrow head would waste half of a two-vector tile. Registers limit the tiles' rows, and
+        // those of the second kind divide the queries attended together.
         let narrow = self.head_width <= S::F32_LANES;
-        match (tile_rows(S::F32_LANES), narrow) {
-            (12, true) => self.run::<S, 12, 1>(simd),
-            (12, false) => self.run::<S, 12, TILE_VECTORS>(simd),
-            (6, true) => self.run::<S, 6, 1>(simd),
-            (6, false) => self.run::<S, 6, TILE_VECTORS>(simd),
-            (_, true) => self.run::<S, 8, 1>(simd),
-            (_, false) => self.run::<S, 8, TILE_VECTORS>(simd),
+        match (S::F32_LANES, narrow) {
+            (16, true) => self.run::<S, 12, 16, 1>(simd),
+            (16, false) => self.run::<S, 12, 8, 2>(simd),
+            (8, true) => self.run::<S, 6, 8, 1>(simd),
+            (8, false) => self.run::<S, 6, 4, 2>(simd),
+            (4, true) => self.run::<S, 12, 8, 1>(simd),
+            (4, false) => self.run::<S, 12, 8, 2>(simd),
+            (_, true) => self.run::<S, 6, 1, 1>(simd),
+            (_, false) => self.run::<S, 6, 1, 2>(simd),
         }
     }
 }
 
 impl Attend<'_> {
-    /// `ROWS`: query rows of a tile. `VECTORS`: vectors in a panel of head columns.
+    /// `KEY_ROWS`: keys of a tile of scores. `ROWS`: queries of a tile of weighted values.
+    /// `VECTORS`: vectors in a panel of head columns.
     #[inline(always)]
-    fn run<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
+    fn run<S: Simd, const KEY_ROWS: usize, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
         let Self { qkv, hidden, head_width, heads, rows, rotary, scratch, out } = self;
         let stride = 3 * hidden;
         let tokens = qkv.len() / stride;
-        let key_panel = TILE_VECTORS * S::F32_LANES;
-        let key_panels = tokens.div_ceil(key_panel);
+        let padded = tokens.next_multiple_of(KEY_ROWS);
+        let group = QUERY_VECTORS * S::F32_LANES;
         let value_panel = VECTORS * S::F32_LANES;
         let value_panels = head_width.div_ceil(value_panel);
         let columns = value_panels * value_panel;
-        let scale = (head_width as f32).powf(-0.5);
+        // Powers of two take the place of those of e.
+        let scale = (head_width as f32).powf(-0.5) * std::f32::consts::LOG2_E;
 
-        let Scratch { keys, values, queries, scores, sums } = scratch;
-        keys.grow(key_panels * key_panel * head_width);
-        values.grow(tokens * columns);
-        queries.grow(ROWS * head_width);
-        scores.grow(ROWS * KEYS);
-        sums.grow(ROWS * columns);
-        let keys = keys.as_mut_slice();
-        let values = values.as_mut_slice();
-        let queries = &mut queries.as_mut_slice()[..ROWS * head_width];
-        let scores = &mut scores.as_mut_slice()[..ROWS * KEYS];
-        let sums = &mut sums.as_mut_slice()[..ROWS * columns];
+        let Scratch { keys, values, query, queries, scores, sums } = scratch;
+        let keys = keys.at_least(padded * head_width);
+        let values = values.at_least(tokens * columns);
+        let query = query.at_least(head_width);
+        let queries = queries.at_least(group * head_width);
+        let scores = scores.at_least(KEYS * group);
+        let sums = sums.at_least(group * columns);
+        // Scores against rows beyond the last key are computed and never looked at.
+        keys[tokens * head_width..].fill(0.0);
 
         for head in heads {
             let at = head * head_width;
-            for token in 0..tokens {
+            for (token, key) in keys.chunks_exact_mut(head_width).take(tokens).enumerate() {
                 let row = &qkv[token * stride..][..stride];
-                // The tile of queries is not in use yet: its first row holds the rotated key.
-                let key = &mut queries[..head_width];
-                rotary.rotate(&row[hidden + at..][..head_width], token, 1.0, key);
-                let panel = &mut keys[token / key_panel * key_panel * head_width..][token % key_panel..];
-                for (target, value) in panel.iter_mut().step_by(key_panel).zip(key) {
-                    *target = *value;
-                }
+                rotary.rotate(simd, &row[hidden + at..][..head_width], token, 1.0, key);
                 let row = &row[2 * hidden + at..][..head_width];
                 for (panel, part) in row.chunks(value_panel).enumerate() {
                     let target = &mut values[(panel * tokens + token) * value_panel..][..value_panel];
                     let (target, _) = S::as_mut_simd_f32s(target);
                     let (whole, tail) = S::as_simd_f32s(part);
-                    // Columns beyond the head must be zero: an earlier use of the memory may have
-                    // left anything there, and 0 · NaN is NaN.
-                    target.fill(simd.splat_f32s(0.0));
-                    for (target, value) in target.iter_mut().zip(whole) {
-                        *target = *value;
+                    for (index, target) in target.iter_mut().enumerate() {
+                        // Columns beyond the head are zero: an earlier use of the memory may have
+                        // left anything there.
+                        *target = match whole.get(index) {
+                            Some(value) => *value,
+                            None if index == whole.len() => simd.partial_load_f32s(tail),
+                            None => simd.splat_f32s(0.0),
+                        };
                     }
-                    if let Some(target) = target.get_mut(whole.len()) {
-                        *target = simd.partial_load_f32s(tail);
-                    }
-                }
-            }
-            for token in tokens..key_panels * key_panel {
-                let panel = &mut keys[token / key_panel * key_panel * head_width..];
-                for column in 0..head_width {
-                    panel[column * key_panel + token % key_panel] = 0.0;
                 }
             }
 
-            for first in rows.clone().step_by(ROWS) {
-                let count = ROWS.min(rows.end - first);
-                queries.fill(0.0);
-                for row in 0..count {
-                    let query = &qkv[(first + row) * stride + at..][..head_width];
-                    let target = &mut queries[row * head_width..][..head_width];
-                    rotary.rotate(query, first + row, scale, target);
+            for first in rows.clone().step_by(group) {
+                let queries_len = group.min(rows.end - first);
+                for row in 0..queries_len {
+                    let x = &qkv[(first + row) * stride + at..][..head_width];
+                    rotary.rotate(simd, x, first + row, scale, query);
+                    for (target, value) in queries[row..].iter_mut().step_by(group).zip(&*query) {
+                        *target = *value;
+                    }
                 }
-                sums.fill(0.0);
-                let mut maxima = [f32::NEG_INFINITY; ROWS];
-                let mut totals = [0.0f32; ROWS];
+                for line in queries.chunks_exact_mut(group) {
+                    line[queries_len..].fill(0.0);
+                }
+                let mut maxima = [simd.splat_f32s(f32::NEG_INFINITY); QUERY_VECTORS];
+                let mut totals = [simd.splat_f32s(0.0); QUERY_VECTORS];
 
                 for start in (0..tokens).step_by(KEYS) {
                     let count = KEYS.min(tokens - start);
-                    let panels = count.div_ceil(key_panel);
-                    for panel in 0..panels {
-                        let packed = &keys[(start / key_panel + panel) * key_panel * head_width..]
-                            [..key_panel * head_width];
+                    let mut highest = maxima;
+                    for key in (0..count).step_by(KEY_ROWS) {
+                        let left = Left {
+                            values: &keys[(start + key) * head_width..],
+                            row_stride: head_width,
+                            step_stride: 1,
+                        };
                         let products =
-                            tile::<S, ROWS, TILE_VECTORS>(simd, queries, head_width, head_width, packed);
-                        for row in 0..ROWS {
-                            let target = &mut scores[row * KEYS + panel * key_panel..][..key_panel];
-                            let (target, _) = S::as_mut_simd_f32s(target);
-                            target.copy_from_slice(&products[row]);
-                        }
-                    }
-                    let padded = panels * key_panel;
-                    for row in 0..ROWS {
-                        let line = &mut scores[row * KEYS..][..padded];
-                        line[count..].fill(f32::NEG_INFINITY);
-                        let (line, _) = S::as_mut_simd_f32s(line);
-                        let mut highest = simd.splat_f32s(maxima[row]);
-                        for value in line.iter() {
-                            highest = simd.max_f32s(highest, *value);
-                        }
-                        let maximum = simd.reduce_max_f32s(highest);
-                        let subtract = simd.splat_f32s(maximum);
-                        let mut total = simd.splat_f32s(0.0);
-                        for value in line.iter_mut() {
-                            *value = exp(simd, simd.sub_f32s(*value, subtract));
-                            total = simd.add_f32s(total, *value);
-                        }
-                        let fade = (maxima[row] - maximum).exp();
-                        totals[row] = totals[row] * fade + simd.reduce_sum_f32s(total);
-                        maxima[row] = maximum;
-                        if start > 0 {
-                            let (sums, _) = S::as_mut_simd_f32s(&mut sums[row * columns..][..columns]);
-                            let fade = simd.splat_f32s(fade);
-                            for sum in sums {
-                                *sum = simd.mul_f32s(*sum, fade);
+                            tile::<S, KEY_ROWS, QUERY_VECTORS>(simd, left, head_width, queries, None);
+                        let (lines, _) = S::as_mut_simd_f32s(&mut scores[key * group..][..KEY_ROWS * group]);
+                        for (row, line) in lines.chunks_exact_mut(QUERY_VECTORS).enumerate() {
+                            line.copy_from_slice(&products[row]);
+                            if key + row < count {
+                                for (highest, score) in highest.iter_mut().zip(products[row]) {
+                                    *highest = simd.max_f32s(*highest, score);
+                                }
                             }
                         }
                     }
+
+                    let mut block_totals = [simd.splat_f32s(0.0); QUERY_VECTORS];
+                    let (lines, _) = S::as_mut_simd_f32s(&mut scores[..count * group]);
+                    for line in lines.as_chunks_mut::<QUERY_VECTORS>().0 {
+                        for vector in 0..QUERY_VECTORS {
+                            let score = exp2(simd, simd.sub_f32s(line[vector], highest[vector]));
+                            block_totals[vector] = simd.add_f32s(block_totals[vector], score);
+                            line[vector] = score;
+                        }
+                    }
+                    if start > 0 {
+                        let mut fades = [0.0; QUERIES_MAX];
+                        let (lanes, _) = S::as_mut_simd_f32s(&mut fades[..group]);
+                        for vector in 0..QUERY_VECTORS {
+                            let fade = exp2(simd, simd.sub_f32s(maxima[vector], highest[vector]));
+                            totals[vector] = simd.mul_f32s(totals[vector], fade);
+                            lanes[vector] = fade;
+                        }
+                        for (line, fade) in sums.chunks_exact_mut(columns).zip(fades) {
+                            let fade = simd.splat_f32s(fade);
+                            for sum in S::as_mut_simd_f32s(line).0 {
+                                *sum = simd.mul_f32s(*sum, fade);
+                            }
+                        }
+                    } else {
+                        sums.fill(0.0);
+                    }
+                    maxima = highest;
+                    for vector in 0..QUERY_VECTORS {
+                        totals[vector] = simd.add_f32s(totals[vector], block_totals[vector]);
+                    }
+
                     for panel in 0..value_panels {
                         let packed = &values[(panel * tokens + start) * value_panel..][..count * value_panel];
-                        let products = tile::<S, ROWS, VECTORS>(simd, scores, KEYS, count, packed);
-                        for row in 0..ROWS {
-                            let target = &mut sums[row * columns + panel * value_panel..][..value_panel];
-                            let (target, _) = S::as_mut_simd_f32s(target);
-                            for vector in 0..VECTORS {
-                                target[vector] = simd.add_f32s(target[vector], products[row][vector]);
+                        for row in (0..queries_len).step_by(ROWS) {
+                            let left = Left { values: &scores[row..], row_stride: 1, step_stride: group };
+                            let products = tile::<S, ROWS, VECTORS>(simd, left, count, packed, None);
+                            for (offset, products) in products.into_iter().enumerate() {
+                                let target = (row + offset) * columns + panel * value_panel;
+                                let (target, _) = S::as_mut_simd_f32s(&mut sums[target..][..value_panel]);
+                                for (target, product) in target.iter_mut().zip(products) {
+                                    *target = simd.add_f32s(*target, product);
+                                }
                             }
                         }
                     }
                 }
 
-                for row in 0..count {
-                    let line = &mut sums[row * columns..][..head_width];
-                    let inverse = 1.0 / totals[row];
-                    for value in line.iter_mut() {
-                        *value *= inverse;
-                    }
+                let mut inverses = [0.0; QUERIES_MAX];
+                let (lanes, _) = S::as_mut_simd_f32s(&mut inverses[..group]);
+                for (lane, total) in lanes.iter_mut().zip(totals) {
+                    *lane = simd.div_f32s(simd.splat_f32s(1.0), total);
+                }
+                for (row, line) in sums.chunks_exact(columns).take(queries_len).enumerate() {
                     // SAFETY: tasks differ in sequence, heads or rows, so no other task writes
                     // these columns of this row; the engine keeps the rows borrowed meanwhile.
-                    unsafe { out.store((first + row) * hidden + at, line) };
+                    unsafe {
+                        out.store(simd, (first + row) * hidden + at, &line[..head_width], inverses[row])
+                    };
                 }
             }
         }
     }
 }
+
+/// Most queries attended together: [`QUERY_VECTORS`] vectors of the widest kind.
+const QUERIES_MAX: usize = QUERY_VECTORS * 16;

@@ -4,6 +4,7 @@
 //! peak, and `Vec<f32>` promises 4 bytes only.
 
 use bytemuck::Zeroable;
+use memmap2::MmapMut;
 
 /// One cache line.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
@@ -12,36 +13,66 @@ struct Line([f32; LINE]);
 
 const LINE: usize = 16;
 
+/// From this size on, memory comes straight from the system, in huge pages if it has them: weights
+/// then take a five-hundredth of the address translations, and nobody zeroes them twice.
+const MAPPED_FLOATS_MIN: usize = 1 << 20;
+
 /// A zeroed array of `f32` that starts at a cache line.
 #[derive(Default)]
 pub(crate) struct Buffer {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
+}
+
+enum Memory {
+    Lines(Vec<Line>),
+    Mapped(MmapMut),
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::Lines(Vec::new())
+    }
 }
 
 impl Buffer {
     /// Allocates `len` zeros; `None` when memory is short.
     pub(crate) fn zeroed(len: usize) -> Option<Self> {
+        if len >= MAPPED_FLOATS_MIN {
+            let map = MmapMut::map_anon(len.checked_mul(size_of::<f32>())?).ok()?;
+            // Where the system has no huge pages, ordinary ones do.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            return Some(Self { memory: Memory::Mapped(map), len });
+        }
         let lines_len = len.div_ceil(LINE);
         let mut lines = Vec::new();
         lines.try_reserve_exact(lines_len).ok()?;
         lines.resize(lines_len, Line::zeroed());
-        Some(Self { lines, len })
+        Some(Self { memory: Memory::Lines(lines), len })
     }
 
-    /// Grows to at least `len` numbers, whatever they are; never shrinks.
-    pub(crate) fn grow(&mut self, len: usize) {
+    /// The first `len` numbers, whatever they are; grows if there are not as many, never shrinks.
+    pub(crate) fn at_least(&mut self, len: usize) -> &mut [f32] {
         if self.len < len {
-            self.lines.resize(len.div_ceil(LINE), Line::zeroed());
-            self.len = len;
+            let mut lines = Vec::new();
+            lines.resize(len.div_ceil(LINE), Line::zeroed());
+            *self = Self { memory: Memory::Lines(lines), len };
         }
+        &mut self.as_mut_slice()[..len]
     }
 
     pub(crate) fn as_slice(&self) -> &[f32] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        match &self.memory {
+            Memory::Lines(lines) => &bytemuck::cast_slice(lines)[..self.len],
+            Memory::Mapped(map) => &bytemuck::cast_slice(map)[..self.len],
+        }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        match &mut self.memory {
+            Memory::Lines(lines) => &mut bytemuck::cast_slice_mut(lines)[..self.len],
+            Memory::Mapped(map) => &mut bytemuck::cast_slice_mut(map)[..self.len],
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::brain::{self, BrainLinear};
 use super::buffer::Buffer;
 use super::norm::{Norm, Normalise};
 use super::pooling::pool;
-use super::product::{PackedLinear, ROW_QUANTUM, TILE_VECTORS, lanes};
+use super::product::{PackedLinear, ROW_QUANTUM, lanes};
 use crate::alphabet::MASK;
 use crate::model::Tensor;
 use crate::ops::{Epilogue, LinearRows, Ops, PooledRows};
@@ -23,7 +23,7 @@ use crate::{Batch, EngineError, Pooling, Precision, Progress};
 /// Most rows that one task of a row-wise operation takes. Every task streams the weights once, so
 /// few large tasks are better (192 rows ran 5 to 10 % faster than 96 on weights beyond the
 /// second-level cache), as long as a task's own rows stay in that cache.
-const BLOCK_ROWS_MAX: usize = 8 * ROW_QUANTUM;
+const BLOCK_ROWS_MAX: usize = 24 * ROW_QUANTUM;
 
 /// Sequences up to this length are attended by one task for all heads.
 const WHOLE_TOKENS_MAX: usize = 512;
@@ -142,10 +142,14 @@ impl Ops for CpuOps {
 
     fn linear(&mut self, parts: &[LinearRows<'_>]) -> Result<CpuLinear, EngineError> {
         let inputs = parts.first().and_then(|part| part.weight.shape.last().copied()).unwrap_or(0);
-        let parts: Vec<_> = parts.iter().map(|part| (part.weight.to_f32(), part.bias.to_f32())).collect();
+        let (arch, pool) = (self.arch, &self.pool);
         let packed = match self.brain {
-            None => PackedLinear::pack(&parts, inputs, TILE_VECTORS * lanes(self.arch)).map(Product::Full),
-            Some(kernel) => BrainLinear::pack(kernel, &parts, inputs).map(Product::Brain),
+            None => pool.install(|| PackedLinear::pack(parts, inputs, lanes(arch))).map(Product::Full),
+            Some(kernel) => {
+                let parts: Vec<_> =
+                    parts.iter().map(|part| (part.weight.to_f32(), part.bias.to_f32())).collect();
+                BrainLinear::pack(kernel, &parts, inputs).map(Product::Brain)
+            }
         };
         let packed = packed.ok_or_else(|| EngineError::Device("not enough memory for the weights".into()))?;
         self.weights_bytes += match &packed {

@@ -7,29 +7,33 @@
 //! embedding independent of its batch and of the number of threads.
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::elementary::gelu;
-use crate::ops::Epilogue;
+use crate::ops::{Epilogue, LinearRows};
 
 /// Activations hold a multiple of this many rows, so that every tile is full: the least common
 /// multiple of the tile heights in [`tile_rows`].
-pub(super) const ROW_QUANTUM: usize = 24;
+pub(super) const ROW_QUANTUM: usize = 8;
 
-/// Inner dimension of one block: a panel of it (96 kB at most) stays in the second-level cache
-/// while all tiles of a row block pass over it.
-const DEPTH: usize = 768;
+/// Inner dimension of one block: a panel of it (123 kB at most), the next one and the rows that
+/// meet it stay in the second-level cache while all tiles of a row block pass over it.
+const DEPTH: usize = 640;
 
-/// Vectors in the width of a tile.
-pub(super) const TILE_VECTORS: usize = 2;
+/// Vectors in the width of a full tile.
+///
+/// Three vectors and few rows, rather than two and many: a step of 24 multiply-adds then loads 11
+/// times instead of 14, which shows where another thread shares the core, and only 8 rows compete
+/// for the sets of the first-level cache when they lie a multiple of 4 kB apart.
+pub(super) const TILE_VECTORS: usize = 3;
 
 /// Rows of a tile: as many as the accumulators leave registers for.
 ///
-/// 32 registers (AVX-512): 12 rows × 2 vectors. 16 registers (AVX2): 6 × 2. NEON: 8 × 2.
+/// 32 registers (AVX-512, NEON): 8 rows × 3 vectors. 16 registers (AVX2): 4 × 3.
 pub(super) const fn tile_rows(lanes: usize) -> usize {
     match lanes {
-        16 => 12,
-        8 => 6,
+        8 => 4,
         _ => 8,
     }
 }
@@ -47,49 +51,96 @@ pub(super) fn lanes(arch: Arch) -> usize {
     arch.dispatch(Lanes)
 }
 
-/// Steps of the inner loop that are written out: they share the rows' addresses, of which AVX-512's
-/// twelve rows would otherwise need a new one per multiply-add (6 to 8 % of the time).
+/// Steps of the inner loop that are written out: they share the rows' addresses.
 const UNROLLED: usize = 4;
 
 /// Rows that share a base address.
 const BASE_ROWS: usize = 4;
 
-/// Computes a tile: `ROWS` (at most 12) rows of `a`, `stride` apart, times one panel, over `depth`.
+/// Numbers in a cache line.
+const LINE: usize = 16;
+
+/// Asks for the line at `place`, which is read soon, into the second-level cache. Never faults.
+#[inline(always)]
+fn prefetch(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless, and every x86-64 processor has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Asks for the line at `place`, which is written soon. Never faults.
+#[inline(always)]
+fn prefetch_to_write(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless; processors without PREFETCHW skip it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Where the numbers of a tile's left side lie: number `step` of row `row` is at
+/// `row · row_stride + step · step_stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) row_stride: usize,
+    pub(super) step_stride: usize,
+}
+
+/// Computes a tile: `ROWS` (at most 16) rows of `left` times one panel, over `depth`.
 ///
-/// `panel`: [depth, VECTORS · lanes].
+/// `panel`: [depth, VECTORS · lanes]. `ahead`: from where on one cache line per [`UNROLLED`] steps is
+/// prefetched.
 #[inline(always)]
 pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
-    a: &[f32],
-    stride: usize,
+    left: Left<'_>,
     depth: usize,
     panel: &[f32],
+    ahead: Option<*const f32>,
 ) -> [[S::f32s; VECTORS]; ROWS] {
-    assert!(ROWS <= 3 * BASE_ROWS && a.len() >= (ROWS - 1) * stride + depth);
-    let mut bases = [0, BASE_ROWS, 2 * BASE_ROWS].map(|row| a.as_ptr().wrapping_add(row * stride));
+    let Left { values, row_stride, step_stride } = left;
+    assert!(ROWS <= 4 * BASE_ROWS && depth > 0);
+    assert!(values.len() > (ROWS - 1) * row_stride + (depth - 1) * step_stride);
+    let base = |index: usize| values.as_ptr().wrapping_add(index * BASE_ROWS * row_stride);
+    let mut bases = [base(0), base(1), base(2), base(3)];
     let (vectors, _) = S::as_simd_f32s(panel);
     let steps = &vectors.as_chunks::<VECTORS>().0[..depth];
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
     let (blocks, rest) = steps.as_chunks::<UNROLLED>();
+    let mut ahead = ahead;
     for block in blocks {
         for (step, b) in block.iter().enumerate() {
             for row in 0..ROWS {
-                let x = bases[row / BASE_ROWS].wrapping_add(row % BASE_ROWS * stride + step);
+                let place = bases[row / BASE_ROWS];
+                let place = place.wrapping_add(row % BASE_ROWS * row_stride + step * step_stride);
                 // SAFETY: `row` < ROWS, and the bases have advanced by the steps already taken, so
-                // this is within `a` by the assertion above.
-                let x = simd.splat_f32s(unsafe { *x });
+                // this is within `values` by the assertion above.
+                let x = simd.splat_f32s(unsafe { *place });
                 for vector in 0..VECTORS {
                     sums[row][vector] = simd.mul_add_e_f32s(x, b[vector], sums[row][vector]);
                 }
             }
         }
-        bases = bases.map(|base| base.wrapping_add(UNROLLED));
+        if let Some(place) = &mut ahead {
+            prefetch(*place);
+            *place = place.wrapping_add(LINE);
+        }
+        bases = bases.map(|base| base.wrapping_add(UNROLLED * step_stride));
     }
     // The same again for the last steps: a closure or function for both would keep the sums in
     // memory.
     for (step, b) in (depth - rest.len()..).zip(rest) {
         for row in 0..ROWS {
-            let x = simd.splat_f32s(a[row * stride + step]);
+            let x = simd.splat_f32s(values[row * row_stride + step * step_stride]);
             for vector in 0..VECTORS {
                 sums[row][vector] = simd.mul_add_e_f32s(x, b[vector], sums[row][vector]);
             }
@@ -102,38 +153,54 @@ pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
 pub(crate) struct PackedLinear {
     inputs: usize,
     outputs: usize,
-    /// Columns of a panel.
+    /// Columns of a full panel; the last one is as many vectors narrower as it can be.
     panel: usize,
+    /// `outputs`, rounded up to whole vectors.
+    columns: usize,
     /// Per depth block, per panel: [block depth, panel]; columns beyond `outputs` are zero.
     values: Buffer,
-    /// [outputs], then zeros to a whole panel.
+    /// [columns], zeros beyond `outputs`.
     bias: Buffer,
 }
 
 impl PackedLinear {
-    /// Packs rows of weights ([outputs, inputs] each, stacked) for tiles of `panel` columns;
-    /// `None` when memory is short.
-    pub(super) fn pack(parts: &[(Vec<f32>, Vec<f32>)], inputs: usize, panel: usize) -> Option<Self> {
-        let outputs: usize = parts.iter().map(|(_, bias)| bias.len()).sum();
-        let panels = outputs.div_ceil(panel);
-        let mut values = Buffer::zeroed(panels * panel * inputs)?;
-        let mut bias = Buffer::zeroed(panels * panel)?;
-        let packed = values.as_mut_slice();
-        let mut column = 0;
-        for (weight, part_bias) in parts {
-            bias.as_mut_slice()[column..column + part_bias.len()].copy_from_slice(part_bias);
-            for row in weight.chunks_exact(inputs) {
-                for (start, block) in (0..inputs).step_by(DEPTH).zip(row.chunks(DEPTH)) {
-                    let first =
-                        start * panels * panel + (column / panel) * block.len() * panel + column % panel;
-                    for (step, value) in block.iter().enumerate() {
-                        packed[first + step * panel] = *value;
+    /// Packs rows of weights ([outputs, inputs] each, stacked) for vectors of `lanes`, on all
+    /// threads of the pool it is called in; `None` when memory is short.
+    pub(super) fn pack(parts: &[LinearRows<'_>], inputs: usize, lanes: usize) -> Option<Self> {
+        let part_outputs = |part: &LinearRows<'_>| part.bias.len();
+        let outputs: usize = parts.iter().map(part_outputs).sum();
+        let panel = TILE_VECTORS * lanes;
+        let columns = outputs.next_multiple_of(lanes);
+        let mut values = Buffer::zeroed(columns * inputs)?;
+        let mut bias = Buffer::zeroed(columns)?;
+        let mut rows = Vec::new();
+        rows.try_reserve_exact(outputs).ok()?;
+        for part in parts {
+            let first = rows.len();
+            part.bias.read(0, &mut bias.as_mut_slice()[first..][..part_outputs(part)]);
+            rows.extend((0..part_outputs(part)).map(|row| (&part.weight, row * inputs)));
+        }
+        let mut rest = values.as_mut_slice();
+        for start in (0..inputs).step_by(DEPTH) {
+            let depth = DEPTH.min(inputs - start);
+            let (block, after) = rest.split_at_mut(depth * columns);
+            rest = after;
+            block.par_chunks_mut(depth * panel).zip(rows.par_chunks(panel)).for_each(|(packed, rows)| {
+                let width = packed.len() / depth;
+                // A line of each row at a time: both sides stay in the first-level cache.
+                let mut line = [0.0; LINE];
+                for (lines, packed) in packed.chunks_mut(LINE * width).enumerate() {
+                    let line = &mut line[..packed.len() / width];
+                    for (column, (weight, first)) in rows.iter().enumerate() {
+                        weight.read(first + start + lines * LINE, line);
+                        for (target, value) in packed[column..].iter_mut().step_by(width).zip(&*line) {
+                            *target = *value;
+                        }
                     }
                 }
-                column += 1;
-            }
+            });
         }
-        Some(Self { inputs, outputs, panel, values, bias })
+        Some(Self { inputs, outputs, panel, columns, values, bias })
     }
 
     pub(super) fn inputs(&self) -> usize {
@@ -168,8 +235,7 @@ impl WithSimd for Apply<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match tile_rows(S::F32_LANES) {
-            12 => self.run::<S, 12>(simd),
-            6 => self.run::<S, 6>(simd),
+            4 => self.run::<S, 4>(simd),
             _ => self.run::<S, 8>(simd),
         }
     }
@@ -179,41 +245,82 @@ impl Apply<'_> {
     #[inline(always)]
     fn run<S: Simd, const ROWS: usize>(self, simd: S) {
         let Self { linear, x, epilogue, out } = self;
-        let PackedLinear { inputs, outputs, panel, .. } = *linear;
-        let rows = out.len() / outputs;
+        let PackedLinear { inputs, outputs, panel, columns, .. } = *linear;
         debug_assert_eq!(panel, TILE_VECTORS * S::F32_LANES);
-        debug_assert_eq!(rows % ROWS, 0);
-        let panels = outputs.div_ceil(panel);
+        debug_assert_eq!(out.len() / outputs % ROWS, 0);
         for start in (0..inputs).step_by(DEPTH) {
             let depth = DEPTH.min(inputs - start);
-            let block = &linear.values.as_slice()[start * panels * panel..][..panels * panel * depth];
+            let block = &linear.values.as_slice()[start * columns..][..depth * columns];
             // The first block's sums replace what `out` holds, unless that is the residual; the
             // last block's get the bias and what follows it.
             let add = start > 0 || epilogue == Epilogue::Residual;
             let ending = Ending::of(epilogue, start + depth == inputs);
-            for (index, weights) in block.chunks_exact(depth * panel).enumerate() {
+            for (index, weights) in block.chunks(depth * panel).enumerate() {
                 let column = index * panel;
-                let (biases, _) = S::as_simd_f32s(&linear.bias.as_slice()[column..column + panel]);
-                let width = panel.min(outputs - column);
-                for first in (0..rows).step_by(ROWS) {
-                    let sums = tile::<S, ROWS, TILE_VECTORS>(
-                        simd,
-                        &x[first * inputs + start..],
-                        inputs,
-                        depth,
-                        weights,
-                    );
-                    for (row, sums) in sums.into_iter().enumerate() {
-                        let target = &mut out[(first + row) * outputs + column..][..width];
-                        let (whole, tail) = S::as_mut_simd_f32s(target);
-                        for (target, (sum, bias)) in whole.iter_mut().zip(sums.into_iter().zip(biases)) {
-                            *target = finish(simd, sum, *target, add, *bias, ending);
-                        }
-                        if let (Some(sum), Some(bias)) = (sums.get(whole.len()), biases.get(whole.len())) {
-                            let old = simd.partial_load_f32s(tail);
-                            simd.partial_store_f32s(tail, finish(simd, *sum, old, add, *bias, ending));
-                        }
-                    }
+                let width = weights.len() / depth;
+                let biases = &linear.bias.as_slice()[column..column + width];
+                let place = Panel { x: &x[start..], inputs, depth, weights, biases, column, add, ending };
+                match width / S::F32_LANES {
+                    1 => place.pass::<S, ROWS, 1>(simd, outputs, out),
+                    2 => place.pass::<S, ROWS, 2>(simd, outputs, out),
+                    _ => place.pass::<S, ROWS, TILE_VECTORS>(simd, outputs, out),
+                }
+            }
+        }
+    }
+}
+
+/// One panel of weights, and what it is applied to.
+#[derive(Clone, Copy)]
+struct Panel<'a> {
+    /// [rows, inputs], from the block's first input on.
+    x: &'a [f32],
+    inputs: usize,
+    /// Of the block.
+    depth: usize,
+    /// [depth, panel].
+    weights: &'a [f32],
+    /// [panel].
+    biases: &'a [f32],
+    /// The panel's first column in `out`.
+    column: usize,
+    add: bool,
+    ending: Ending,
+}
+
+impl Panel<'_> {
+    /// Passes all row tiles over the panel.
+    #[inline(always)]
+    fn pass<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        self,
+        simd: S,
+        outputs: usize,
+        out: &mut [f32],
+    ) {
+        let Self { x, inputs, depth, weights, biases, column, add, ending } = self;
+        let width = (VECTORS * S::F32_LANES).min(outputs - column);
+        let (biases, _) = S::as_simd_f32s(biases);
+        // The next panel, or block, follows in memory; each tile asks for its share of it.
+        let next = weights.as_ptr_range().end;
+        let share = depth / UNROLLED * LINE;
+        for (index, rows) in out.chunks_exact_mut(ROWS * outputs).enumerate() {
+            for row in rows.chunks_exact(outputs) {
+                let row = row[column..].as_ptr();
+                for place in (0..width).step_by(LINE) {
+                    prefetch_to_write(row.wrapping_add(place));
+                }
+            }
+            let ahead = if index * share < weights.len() { next.wrapping_add(index * share) } else { next };
+            let left = Left { values: &x[index * ROWS * inputs..], row_stride: inputs, step_stride: 1 };
+            let sums = tile::<S, ROWS, VECTORS>(simd, left, depth, weights, Some(ahead));
+            for (row, sums) in rows.chunks_exact_mut(outputs).zip(sums) {
+                let (whole, tail) = S::as_mut_simd_f32s(&mut row[column..column + width]);
+                for (target, (sum, bias)) in whole.iter_mut().zip(sums.into_iter().zip(biases)) {
+                    *target = finish(simd, sum, *target, add, *bias, ending);
+                }
+                if let (Some(sum), Some(bias)) = (sums.get(whole.len()), biases.get(whole.len())) {
+                    let old = simd.partial_load_f32s(tail);
+                    simd.partial_store_f32s(tail, finish(simd, *sum, old, add, *bias, ending));
                 }
             }
         }

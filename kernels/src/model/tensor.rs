@@ -24,6 +24,16 @@ pub enum StoredType {
     Bf16,
 }
 
+impl StoredType {
+    /// Bytes of one number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
 /// A view of one tensor's little-endian bytes.
 #[derive(Clone, Debug)]
 pub struct Tensor<'a> {
@@ -36,19 +46,45 @@ pub struct Tensor<'a> {
 }
 
 impl Tensor<'_> {
+    /// How many numbers there are.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.stored.bytes()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// The numbers as `f32`, converted one by one: exact for every stored type.
     pub fn to_f32(&self) -> Vec<f32> {
+        let mut numbers = vec![0.0; self.len()];
+        self.read(0, &mut numbers);
+        numbers
+    }
+
+    /// Converts the numbers from the `first` on into `out`: exact for every stored type.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    pub fn read(&self, first: usize, out: &mut [f32]) {
+        let size = self.stored.bytes();
+        let bytes = &self.bytes[first * size..][..out.len() * size];
         match self.stored {
             StoredType::F32 => {
-                self.bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *out = f32::from_le_bytes(bytes);
+                }
             }
             StoredType::F16 => {
-                let (pairs, _) = self.bytes.as_chunks::<2>();
-                pairs.iter().map(|&bytes| half::f16::from_le_bytes(bytes).to_f32()).collect()
+                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *out = half::f16::from_le_bytes(bytes).to_f32();
+                }
             }
             StoredType::Bf16 => {
-                let (pairs, _) = self.bytes.as_chunks::<2>();
-                pairs.iter().map(|&bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect()
+                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *out = half::bf16::from_le_bytes(bytes).to_f32();
+                }
             }
         }
     }
