@@ -29,6 +29,14 @@ impl Batch {
         self.ordinals.is_empty()
     }
 
+    /// Forgets every sequence and keeps the memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.cu_seqlens.clear();
+        self.pooled_residues.clear();
+        self.ordinals.clear();
+    }
+
     /// Number of tokens, BOS and EOS of every sequence included.
     pub fn token_count(&self) -> usize {
         self.tokens.len()

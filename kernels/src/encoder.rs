@@ -57,6 +57,12 @@ fn wide(config: &ModelConfig) -> usize {
 /// An ESM-2 encoder whose weights and activations live on one device.
 pub struct Encoder<O: Ops> {
     ops: O,
+    network: Network<O>,
+    workspace: Option<Workspace<O>>,
+}
+
+/// What no batch changes: the prepared weights, and what was asked for.
+struct Network<O: Ops> {
     config: ModelConfig,
     options: EngineOptions,
     table: O::Table,
@@ -64,7 +70,19 @@ pub struct Encoder<O: Ops> {
     layers: Vec<Layer<O>>,
     /// Only when the last layer's output is asked for.
     final_norm: Option<O::Norm>,
+}
+
+/// Operations and activations with which one more batch runs on an encoder's weights at the same time.
+pub struct Lane<O: Ops> {
+    ops: O,
     workspace: Option<Workspace<O>>,
+}
+
+impl<O: Ops> Lane<O> {
+    /// A lane of its own for `ops`, which can read what the encoder's operations prepared.
+    pub fn new(ops: O) -> Self {
+        Self { ops, workspace: None }
+    }
 }
 
 impl<O: Ops> Encoder<O> {
@@ -80,7 +98,8 @@ impl<O: Ops> Encoder<O> {
             (0..options.layer).map(|index| source.layer(&mut ops, index)).collect::<Result<_, _>>()?;
         let final_norm = source.final_norm(&mut ops)?;
         let config = model.config().clone();
-        Ok(Self { ops, config, options, table, layers, final_norm, workspace: None })
+        let network = Network { config, options, table, layers, final_norm };
+        Ok(Self { ops, network, workspace: None })
     }
 
     /// The operations' implementation.
@@ -111,22 +130,8 @@ impl<O: Ops> Encoder<O> {
     /// # Errors
     /// As of [`Encoder::run`], but for those that only the result shows.
     pub fn begin(&mut self, batch: &Batch, progress: &Progress) -> Result<Pending<O>, EngineError> {
-        batch.check(self.config.vocab).map_err(EngineError::Batch)?;
-        if batch.is_empty() {
-            return Ok(Pending::empty());
-        }
-        self.reserve(batch.token_count())?;
-        let Self { ops, config, options, table, layers, final_norm, workspace } = self;
-        let Some(workspace) = workspace.as_mut() else {
-            return Err(EngineError::Device("activations were not allocated".into()));
-        };
-        let layout = ops.layout(batch)?;
-        ops.embed(&layout, table, config.token_dropout, &mut workspace.hidden)?;
-        progress.tick();
-        for layer in layers.iter() {
-            layer.run(ops, config, &layout, workspace, progress)?;
-        }
-        workspace.pool(ops, config, &layout, final_norm.as_ref(), options.pooling, batch, progress)
+        let Self { ops, network, workspace } = self;
+        network.begin(ops, workspace, batch, progress)
     }
 
     /// Waits for a batch that has begun.
@@ -135,27 +140,22 @@ impl<O: Ops> Encoder<O> {
     /// [`EngineError::NonFinite`] with the sequences whose embeddings hold NaN or infinity, and the
     /// device's own errors.
     pub fn finish(&mut self, pending: Pending<O>, progress: &Progress) -> Result<Embeddings, EngineError> {
-        let hidden = self.config.hidden;
-        let Some(pooled) = pending.pooled else {
-            return Ok(Embeddings { hidden, values: Vec::new() });
-        };
-        let PooledRows { values, non_finite } = self.ops.wait(pooled, progress)?;
-        let sequences = non_finite.unwrap_or_else(|| {
-            let mut rest = values.as_slice();
-            let mut sequences = Vec::new();
-            for (index, &rows) in pending.rows.iter().enumerate() {
-                let (rows, after) = rest.split_at(rows * hidden);
-                if !rows.iter().all(|value| value.is_finite()) {
-                    sequences.push(index as u32);
-                }
-                rest = after;
-            }
-            sequences
-        });
-        if !sequences.is_empty() {
-            return Err(EngineError::NonFinite { sequences });
-        }
-        Ok(Embeddings { hidden, values })
+        self.network.finish(&mut self.ops, pending, progress)
+    }
+
+    /// As [`Encoder::run`], in `lane`: other threads may do the same in other lanes.
+    ///
+    /// # Errors
+    /// As of [`Encoder::run`].
+    pub fn run_in(
+        &self,
+        lane: &mut Lane<O>,
+        batch: &Batch,
+        progress: &Progress,
+    ) -> Result<Embeddings, EngineError> {
+        let Lane { ops, workspace } = lane;
+        let pending = self.network.begin(ops, workspace, batch, progress)?;
+        self.network.finish(ops, pending, progress)
     }
 
     /// As [`Encoder::begin`], with `model`'s weights prepared anew by operations that have since been told
@@ -170,7 +170,7 @@ impl<O: Ops> Encoder<O> {
         batch: &Batch,
         progress: &Progress,
     ) -> Result<Pending<O>, EngineError> {
-        let Self { ops, config, options, .. } = self;
+        let Self { ops, network: Network { config, options, .. }, .. } = self;
         batch.check(config.vocab).map_err(EngineError::Batch)?;
         if batch.is_empty() {
             return Ok(Pending::empty());
@@ -205,7 +205,7 @@ impl<O: Ops> Encoder<O> {
         ) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         self.reserve(tokens)?;
-        let (Some(layer), Some(workspace)) = (self.layers.first(), self.workspace.as_mut()) else {
+        let (Some(layer), Some(workspace)) = (self.network.layers.first(), self.workspace.as_mut()) else {
             return Ok(());
         };
         let Workspace { hidden, narrow, wide, .. } = workspace;
@@ -221,13 +221,75 @@ impl<O: Ops> Encoder<O> {
     /// # Errors
     /// [`EngineError::OutOfMemory`] when there is none; the next batch then allocates what it needs.
     pub fn reserve(&mut self, tokens: usize) -> Result<(), EngineError> {
-        if self.workspace.as_ref().is_some_and(|workspace| workspace.tokens >= tokens) {
-            return Ok(());
-        }
+        self.network.reserve(&mut self.ops, &mut self.workspace, tokens).map(|_| ())
+    }
+}
+
+impl<O: Ops> Network<O> {
+    fn reserve<'a>(
+        &self,
+        ops: &mut O,
+        workspace: &'a mut Option<Workspace<O>>,
+        tokens: usize,
+    ) -> Result<&'a mut Workspace<O>, EngineError> {
         // The old activations go first: both at once might not fit.
-        self.workspace = None;
-        self.workspace = Some(Workspace::new(&mut self.ops, &self.config, tokens)?);
-        Ok(())
+        let kept = workspace.take().filter(|workspace| workspace.tokens >= tokens);
+        let made = match kept {
+            Some(workspace) => workspace,
+            None => Workspace::new(ops, &self.config, tokens)?,
+        };
+        Ok(workspace.insert(made))
+    }
+
+    fn begin(
+        &self,
+        ops: &mut O,
+        workspace: &mut Option<Workspace<O>>,
+        batch: &Batch,
+        progress: &Progress,
+    ) -> Result<Pending<O>, EngineError> {
+        let Self { config, options, table, layers, final_norm } = self;
+        batch.check(config.vocab).map_err(EngineError::Batch)?;
+        if batch.is_empty() {
+            return Ok(Pending::empty());
+        }
+        let workspace = self.reserve(ops, workspace, batch.token_count())?;
+        let layout = ops.layout(batch)?;
+        ops.embed(&layout, table, config.token_dropout, &mut workspace.hidden)?;
+        progress.tick();
+        for layer in layers {
+            layer.run(ops, config, &layout, workspace, progress)?;
+        }
+        workspace.pool(ops, config, &layout, final_norm.as_ref(), options.pooling, batch, progress)
+    }
+
+    fn finish(
+        &self,
+        ops: &mut O,
+        pending: Pending<O>,
+        progress: &Progress,
+    ) -> Result<Embeddings, EngineError> {
+        let hidden = self.config.hidden;
+        let Some(pooled) = pending.pooled else {
+            return Ok(Embeddings { hidden, values: Vec::new() });
+        };
+        let PooledRows { values, non_finite } = ops.wait(pooled, progress)?;
+        let sequences = non_finite.unwrap_or_else(|| {
+            let mut rest = values.as_slice();
+            let mut sequences = Vec::new();
+            for (index, &rows) in pending.rows.iter().enumerate() {
+                let (rows, after) = rest.split_at(rows * hidden);
+                if !rows.iter().all(|value| value.is_finite()) {
+                    sequences.push(index as u32);
+                }
+                rest = after;
+            }
+            sequences
+        });
+        if !sequences.is_empty() {
+            return Err(EngineError::NonFinite { sequences });
+        }
+        Ok(Embeddings { hidden, values })
     }
 }
 

@@ -11,7 +11,7 @@ use pulp::{Simd, WithSimd};
 
 use super::buffer::Buffer;
 use super::elementary::exp2;
-use super::product::{Left, tile};
+use super::product::{Left, prefetch, tile};
 
 /// Keys of one block: their scores take 30 kB at most, so that they, the queries and a part of the
 /// values stay in a first-level cache of 48 kB. A multiple of every tile height.
@@ -50,42 +50,46 @@ impl Rotary {
 
     /// Rotates the head `x` of the token at `position`, times `scale`, into `out`.
     #[inline(always)]
-    fn rotate<S: Simd>(&self, simd: S, x: &[f32], position: usize, scale: f32, out: &mut [f32]) {
+    fn rotate(&self, x: &[f32], position: usize, scale: f32, out: &mut [f32]) {
         let pairs = self.frequencies.len();
         let angles = position * pairs..(position + 1) * pairs;
-        let (cosines, cosines_tail) = S::as_simd_f32s(&self.cosines[angles.clone()]);
-        let (sines, sines_tail) = S::as_simd_f32s(&self.sines[angles]);
         let (first, second) = x.split_at(pairs);
-        let ((first, first_tail), (second, second_tail)) = (S::as_simd_f32s(first), S::as_simd_f32s(second));
         let (first_out, second_out) = out.split_at_mut(pairs);
-        let (first_out, first_out_tail) = S::as_mut_simd_f32s(first_out);
-        let (second_out, second_out_tail) = S::as_mut_simd_f32s(second_out);
-        let scale = simd.splat_f32s(scale);
-        let inputs = first.iter().zip(second).zip(cosines.iter().zip(sines));
-        for (((a, b), (cosine, sine)), out) in inputs.zip(first_out.iter_mut().zip(second_out)) {
-            (*out.0, *out.1) = turn(simd, [*a, *b], [*cosine, *sine], scale);
-        }
-        if !first_tail.is_empty() {
-            let [a, b, cosine, sine] =
-                [first_tail, second_tail, cosines_tail, sines_tail].map(|tail| simd.partial_load_f32s(tail));
-            let (first, second) = turn(simd, [a, b], [cosine, sine], scale);
-            simd.partial_store_f32s(first_out_tail, first);
-            simd.partial_store_f32s(second_out_tail, second);
-        }
+        // Published heads have 8, 12, 16, 32 or 64 pairs. Arrays of a known length become vectors,
+        // whereas masked loads of a vector's part are slow function calls.
+        let angles = [&self.cosines[angles.clone()], &self.sines[angles]];
+        let done = turn::<8>([first, second], angles, scale, first_out, second_out, 0);
+        let done = turn::<4>([first, second], angles, scale, first_out, second_out, done);
+        turn::<1>([first, second], angles, scale, first_out, second_out, done);
     }
 }
 
-/// Turns the pairs (`a`, `b`) by their angles.
+/// Turns as many of the pairs from `at` on as make whole arrays of `N`; returns where it stopped.
 #[inline(always)]
-fn turn<S: Simd>(
-    simd: S,
-    [a, b]: [S::f32s; 2],
-    [cosine, sine]: [S::f32s; 2],
-    scale: S::f32s,
-) -> (S::f32s, S::f32s) {
-    let first = simd.negate_mul_add_e_f32s(b, sine, simd.mul_f32s(a, cosine));
-    let second = simd.mul_add_e_f32s(a, sine, simd.mul_f32s(b, cosine));
-    (simd.mul_f32s(first, scale), simd.mul_f32s(second, scale))
+fn turn<const N: usize>(
+    [first, second]: [&[f32]; 2],
+    [cosines, sines]: [&[f32]; 2],
+    scale: f32,
+    first_out: &mut [f32],
+    second_out: &mut [f32],
+    at: usize,
+) -> usize {
+    let inputs = first[at..].as_chunks::<N>().0.iter().zip(second[at..].as_chunks::<N>().0);
+    let angles = cosines[at..].as_chunks::<N>().0.iter().zip(sines[at..].as_chunks::<N>().0);
+    let first_out = first_out[at..].as_chunks_mut::<N>().0;
+    let outs = first_out.iter_mut().zip(second_out[at..].as_chunks_mut::<N>().0);
+    let mut done = at;
+    for (((a, b), (cosine, sine)), (first, second)) in inputs.zip(angles).zip(outs) {
+        // Whole arrays are stored: the compiler cannot tell that the outputs do not overlap the inputs.
+        let mut turned = [[0.0; N]; 2];
+        for lane in 0..N {
+            turned[0][lane] = (a[lane] * cosine[lane] - b[lane] * sine[lane]) * scale;
+            turned[1][lane] = (b[lane] * cosine[lane] + a[lane] * sine[lane]) * scale;
+        }
+        [*first, *second] = turned;
+        done += N;
+    }
+    done
 }
 
 /// `10000 ^ (-2 i / head_width)` for each pair i, with the roundings of the reference's f32 code.
@@ -230,7 +234,11 @@ impl Attend<'_> {
             let at = head * head_width;
             for (token, key) in keys.chunks_exact_mut(head_width).take(tokens).enumerate() {
                 let row = &qkv[token * stride..][..stride];
-                rotary.rotate(simd, &row[hidden + at..][..head_width], token, 1.0, key);
+                // The next head's numbers lie a row apart, where no processor expects them.
+                for part in 0..3 {
+                    prefetch(row.as_ptr().wrapping_add(part * hidden + at + head_width));
+                }
+                rotary.rotate(&row[hidden + at..][..head_width], token, 1.0, key);
                 let row = &row[2 * hidden + at..][..head_width];
                 for (panel, part) in row.chunks(value_panel).enumerate() {
                     let target = &mut values[(panel * tokens + token) * value_panel..][..value_panel];
@@ -252,7 +260,7 @@ impl Attend<'_> {
                 let queries_len = group.min(rows.end - first);
                 for row in 0..queries_len {
                     let x = &qkv[(first + row) * stride + at..][..head_width];
-                    rotary.rotate(simd, x, first + row, scale, query);
+                    rotary.rotate(x, first + row, scale, query);
                     for (target, value) in queries[row..].iter_mut().step_by(group).zip(&*query) {
                         *target = *value;
                     }

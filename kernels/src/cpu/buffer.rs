@@ -52,13 +52,18 @@ impl Buffer {
         Some(Self { memory: Memory::Lines(lines), len })
     }
 
-    /// The first `len` numbers, whatever they are; grows if there are not as many, never shrinks.
-    pub(crate) fn at_least(&mut self, len: usize) -> &mut [f32] {
+    /// Grows to at least `len` numbers, whatever they are; never shrinks.
+    pub(crate) fn grow(&mut self, len: usize) {
         if self.len < len {
             let mut lines = Vec::new();
             lines.resize(len.div_ceil(LINE), Line::zeroed());
             *self = Self { memory: Memory::Lines(lines), len };
         }
+    }
+
+    /// The first `len` numbers, whatever they are; grows if there are not as many.
+    pub(crate) fn at_least(&mut self, len: usize) -> &mut [f32] {
+        self.grow(len);
         &mut self.as_mut_slice()[..len]
     }
 

@@ -12,6 +12,7 @@ mod norm;
 mod operations;
 mod pooling;
 mod product;
+mod shares;
 
 use crate::encoder::{Encoder, workspace_floats_per_token};
 use crate::model::{Model, ModelConfig};
@@ -22,6 +23,9 @@ pub use operations::CpuOps;
 /// A model on the CPU.
 pub struct CpuEngine {
     encoder: Encoder<CpuOps>,
+    lanes: shares::Lanes,
+    config: ModelConfig,
+    threads: usize,
     memory: memory::MemoryGauge,
     description: EngineDescription,
 }
@@ -54,7 +58,9 @@ impl CpuEngine {
             token_budget: None,
             slots: 2,
         };
-        Ok(Self { encoder, memory: memory::MemoryGauge::new(), description })
+        let lanes = shares::Lanes::new(&encoder);
+        let memory = memory::MemoryGauge::new();
+        Ok(Self { encoder, lanes, config, threads: threads.max(1), memory, description })
     }
 }
 
@@ -64,7 +70,11 @@ impl Engine for CpuEngine {
     }
 
     fn run(&mut self, batch: &Batch, progress: &Progress) -> Result<Embeddings, EngineError> {
-        self.encoder.run(batch, progress)
+        batch.check(self.config.vocab).map_err(EngineError::Batch)?;
+        match shares::shares(batch, &self.config, self.threads) {
+            Some(shares) => self.lanes.run(&self.encoder, batch, &shares, progress),
+            None => self.encoder.run(batch, progress),
+        }
     }
 
     fn memory_in_use(&mut self) -> Option<f32> {

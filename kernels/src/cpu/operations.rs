@@ -4,6 +4,8 @@
 //! neighbouring modules.
 
 use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
 
 use pulp::Arch;
 use rayon::prelude::*;
@@ -41,8 +43,10 @@ pub struct CpuOps {
     arch: Arch,
     /// How linear layers multiply in bf16; `None`: in f32.
     brain: Option<brain::Kernel>,
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
     rotary: Rotary,
+    /// Tasks of attention, whose memory every layer uses again.
+    tasks: Vec<AttentionTask>,
     head_width: usize,
     weights_bytes: u64,
 }
@@ -70,7 +74,22 @@ impl CpuOps {
             .thread_name(|index| format!("cpu-engine-{index}"))
             .build()
             .map_err(|error| EngineError::Device(format!("failed to start {threads} threads: {error}")))?;
-        Ok(Self { arch, brain, pool, rotary: Rotary::new(head_width), head_width, weights_bytes: 0 })
+        Ok(Self::on(Arc::new(pool), arch, brain, head_width))
+    }
+
+    fn on(pool: Arc<ThreadPool>, arch: Arch, brain: Option<brain::Kernel>, head_width: usize) -> Self {
+        let (rotary, tasks) = (Rotary::new(head_width), Vec::new());
+        Self { arch, brain, pool, rotary, tasks, head_width, weights_bytes: 0 }
+    }
+
+    /// The same operations on the same threads, for another batch at the same time.
+    pub(super) fn beside(&self) -> Self {
+        Self::on(Arc::clone(&self.pool), self.arch, self.brain, self.head_width)
+    }
+
+    /// The engine's threads.
+    pub(super) fn threads(&self) -> &ThreadPool {
+        &self.pool
     }
 
     /// Rows of one task when `rows` are shared out evenly among the threads.
@@ -88,6 +107,9 @@ impl CpuOps {
 
 /// Activations, [tokens rounded up, width]; the rounding keeps every tile full.
 pub struct Activations(Buffer);
+
+/// A sequence of the batch, and which of its heads and query rows to attend.
+type AttentionTask = (usize, Range<usize>, Range<usize>);
 
 /// A batch's shape.
 pub struct Layout {
@@ -264,7 +286,8 @@ impl Ops for CpuOps {
         let (arch, rotary, head_width) = (self.arch, &self.rotary, self.head_width);
         let hidden = heads * head_width;
         let batch = &layout.batch;
-        let mut tasks = Vec::new();
+        let tasks = &mut self.tasks;
+        tasks.clear();
         for index in 0..batch.len() {
             let tokens = batch.sequence(index).len();
             if tokens <= WHOLE_TOKENS_MAX {
@@ -280,7 +303,7 @@ impl Ops for CpuOps {
         let qkv = qkv.0.as_slice();
         let out = Target::new(&mut out.0.as_mut_slice()[..batch.token_count() * hidden]);
         self.pool.install(|| {
-            tasks.into_par_iter().with_max_len(1).for_each(|(index, heads, rows)| {
+            tasks.par_drain(..).with_max_len(1).for_each(|(index, heads, rows)| {
                 let sequence = batch.cu_seqlens[index] as usize..batch.cu_seqlens[index + 1] as usize;
                 SCRATCH.with_borrow_mut(|scratch| {
                     arch.dispatch(Attend {

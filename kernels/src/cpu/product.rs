@@ -60,9 +60,12 @@ const BASE_ROWS: usize = 4;
 /// Numbers in a cache line.
 const LINE: usize = 16;
 
+/// Inputs of a row of weights that are packed at once.
+const PACKED_STEPS: usize = 64;
+
 /// Asks for the line at `place`, which is read soon, into the second-level cache. Never faults.
 #[inline(always)]
-fn prefetch(place: *const f32) {
+pub(super) fn prefetch(place: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch of any address is harmless, and every x86-64 processor has it.
     unsafe {
@@ -187,12 +190,12 @@ impl PackedLinear {
             rest = after;
             block.par_chunks_mut(depth * panel).zip(rows.par_chunks(panel)).for_each(|(packed, rows)| {
                 let width = packed.len() / depth;
-                // A line of each row at a time: both sides stay in the first-level cache.
-                let mut line = [0.0; LINE];
-                for (lines, packed) in packed.chunks_mut(LINE * width).enumerate() {
+                // A few lines of each row at a time: both sides stay in the first-level cache.
+                let mut line = [0.0; PACKED_STEPS];
+                for (lines, packed) in packed.chunks_mut(PACKED_STEPS * width).enumerate() {
                     let line = &mut line[..packed.len() / width];
                     for (column, (weight, first)) in rows.iter().enumerate() {
-                        weight.read(first + start + lines * LINE, line);
+                        weight.read(first + start + lines * PACKED_STEPS, line);
                         for (target, value) in packed[column..].iter_mut().step_by(width).zip(&*line) {
                             *target = *value;
                         }

@@ -1,0 +1,241 @@
+//! Speed of the CPU engine's operations in fp32, on one thread, and a guard against losing it.
+//!
+//! `cargo bench -p kernels` prints a line per operation and shape, then compares, within this one run, what
+//! the operations reach with the peak of multiply-adds of the same core; it fails if one has fallen far
+//! behind. `cargo bench -p kernels -- FILTER` measures some; the guard runs in any case.
+
+use std::borrow::Cow;
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use criterion::{Criterion, Throughput};
+use kernels::cpu::CpuOps;
+use kernels::model::{StoredType, Tensor};
+use kernels::ops::{Epilogue, LinearRows, Ops};
+use kernels::{Batch, EngineError, Precision, Progress};
+use pulp::{Arch, Simd, WithSimd};
+
+/// Inner dimension and outputs of the products of the published sizes: 8M, 150M, 650M.
+const PRODUCTS: [(usize, usize); 9] = [
+    (320, 960),
+    (320, 1_280),
+    (1_280, 320),
+    (640, 1_920),
+    (640, 2_560),
+    (2_560, 640),
+    (1_280, 3_840),
+    (1_280, 5_120),
+    (5_120, 1_280),
+];
+
+/// Rows of a product, and tokens of everything else.
+const TOKENS: usize = 768;
+/// Tokens of a sequence: the mean of a reading frame's translation.
+const SEQUENCE_TOKENS: usize = 128;
+/// Hidden width and heads: 8M, 150M, 650M.
+const WIDTHS: [(usize, usize); 3] = [(320, 20), (640, 20), (1_280, 20)];
+
+/// Least share of the peak that a product has to reach, in percent. Alone on its core it reaches 85 to 95,
+/// beside another hardware thread 55 to 75.
+const PRODUCT_PERCENT_MIN: f64 = 45.0;
+/// Most time that attention and a layer norm may take, in percent of the same layer's products.
+const ATTENTION_PERCENT_MAX: f64 = 40.0;
+const NORM_PERCENT_MAX: f64 = 4.0;
+/// Rounds of the guard; each measures everything once, and the best of each counts.
+const ROUNDS: usize = 40;
+
+/// Everything that one width needs.
+struct Bench {
+    ops: CpuOps,
+    layout: <CpuOps as Ops>::Layout,
+    hidden: usize,
+    heads: usize,
+}
+
+type Activations = <CpuOps as Ops>::Activations;
+type Linear = <CpuOps as Ops>::Linear;
+
+impl Bench {
+    fn new((hidden, heads): (usize, usize)) -> Result<Self, EngineError> {
+        let mut ops = CpuOps::new(hidden / heads, 1, Precision::Fp32)?;
+        let mut batch = Batch::default();
+        for ordinal in 0..TOKENS / SEQUENCE_TOKENS {
+            let residues = vec![b'A'; SEQUENCE_TOKENS - 2];
+            batch.push(ordinal as u64, &residues, residues.len() as u32);
+        }
+        let layout = ops.layout(&batch)?;
+        Ok(Self { ops, layout, hidden, heads })
+    }
+
+    fn linear(&mut self, inputs: usize, outputs: usize) -> Result<Linear, EngineError> {
+        let (shape, bias_shape) = ([outputs, inputs], [outputs]);
+        let (weight, bias) = (tensor(&shape), tensor(&bias_shape));
+        self.ops.linear(&[LinearRows { weight, bias }])
+    }
+
+    fn activations(&mut self, width: usize) -> Result<Activations, EngineError> {
+        self.ops.activations(TOKENS, width)
+    }
+
+    fn apply(
+        &mut self,
+        x: &Activations,
+        linear: &Linear,
+        epilogue: Epilogue,
+        out: &mut Activations,
+    ) -> Result<(), EngineError> {
+        self.ops.apply(&self.layout, x, linear, epilogue, out)
+    }
+
+    fn attention(&mut self, qkv: &Activations, out: &mut Activations) -> Result<(), EngineError> {
+        self.ops.attention(&self.layout, qkv, self.heads, &Progress::default(), out)
+    }
+}
+
+/// Small numbers of both signs.
+fn tensor(shape: &[usize]) -> Tensor<'_> {
+    let len = shape.iter().product::<usize>();
+    let bytes = (0..len).flat_map(|i| ((i * 7 % 23) as f32 * 0.01 - 0.11).to_le_bytes()).collect();
+    Tensor { stored: StoredType::F32, shape, bytes: Cow::Owned(bytes) }
+}
+
+fn flops(inputs: usize, outputs: usize) -> f64 {
+    2.0 * (TOKENS * inputs * outputs) as f64
+}
+
+fn measure(criterion: &mut Criterion) -> Result<(), EngineError> {
+    for (inputs, outputs) in PRODUCTS {
+        let mut bench = Bench::new((320, 20))?;
+        let linear = bench.linear(inputs, outputs)?;
+        let (x, mut out) = (bench.activations(inputs)?, bench.activations(outputs)?);
+        let mut group = criterion.benchmark_group("product");
+        // Elements are floating-point operations.
+        group.throughput(Throughput::Elements(flops(inputs, outputs) as u64)).sample_size(10);
+        for epilogue in [Epilogue::Bias, Epilogue::Gelu, Epilogue::Residual] {
+            let id = format!("{inputs}x{outputs} {epilogue:?}");
+            group.bench_function(id, |bencher| {
+                bencher.iter(|| bench.apply(black_box(&x), &linear, epilogue, &mut out));
+            });
+        }
+    }
+    for width in WIDTHS {
+        let mut bench = Bench::new(width)?;
+        let (qkv, mut out) = (bench.activations(3 * width.0)?, bench.activations(width.0)?);
+        let mut group = criterion.benchmark_group("attention");
+        group.throughput(Throughput::Elements(TOKENS as u64)).sample_size(10);
+        group.bench_function(format!("{} in {} heads", width.0, width.1), |bencher| {
+            bencher.iter(|| bench.attention(black_box(&qkv), &mut out));
+        });
+        drop(group);
+        let shape = [width.0];
+        let norm = bench.ops.norm(&tensor(&shape), &tensor(&shape), 1e-5)?;
+        let x = bench.activations(width.0)?;
+        let mut group = criterion.benchmark_group("layer norm");
+        group.throughput(Throughput::Elements(TOKENS as u64)).sample_size(10);
+        group.bench_function(width.0.to_string(), |bencher| {
+            bencher.iter(|| bench.ops.layer_norm(&bench.layout, black_box(&x), &norm, &mut out));
+        });
+    }
+    Ok(())
+}
+
+/// Independent multiply-adds, as many as hide their latency.
+struct Peak(usize);
+
+impl WithSimd for Peak {
+    type Output = f64;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        const CHAINS: usize = 12;
+        let (x, y) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
+        let mut sums = [y; CHAINS];
+        let start = Instant::now();
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                *sum = simd.mul_add_e_f32s(*sum, x, y);
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        for sum in sums {
+            black_box(simd.reduce_sum_f32s(sum));
+        }
+        (2 * CHAINS * S::F32_LANES * self.0) as f64 / seconds
+    }
+}
+
+/// Seconds of one call.
+fn time(call: impl FnOnce() -> Result<(), EngineError>) -> Result<f64, EngineError> {
+    let start = Instant::now();
+    call()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Compares the operations of the 8M model's layer with the peak; says what has fallen behind.
+fn guard() -> Result<Vec<String>, EngineError> {
+    let mut bench = Bench::new(WIDTHS[0])?;
+    let hidden = bench.hidden;
+    let shapes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)];
+    let mut products = Vec::new();
+    for (inputs, outputs) in shapes {
+        let linear = bench.linear(inputs, outputs)?;
+        products.push((linear, bench.activations(inputs)?, bench.activations(outputs)?));
+    }
+    let (qkv, mut out) = (bench.activations(3 * hidden)?, bench.activations(hidden)?);
+    let shape = [hidden];
+    let norm = bench.ops.norm(&tensor(&shape), &tensor(&shape), 1e-5)?;
+    let x = bench.activations(hidden)?;
+
+    let mut peak = 0.0f64;
+    let mut best = [f64::INFINITY; 4];
+    let (mut attention, mut normalisation) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..ROUNDS {
+        peak = peak.max(Arch::new().dispatch(Peak(200_000)));
+        for ((linear, x, out), best) in products.iter_mut().zip(&mut best) {
+            *best = best.min(time(|| bench.apply(x, linear, Epilogue::Bias, out))?);
+        }
+        attention = attention.min(time(|| bench.attention(&qkv, &mut out))?);
+        normalisation = normalisation.min(time(|| bench.ops.layer_norm(&bench.layout, &x, &norm, &mut out))?);
+    }
+    let mut behind = Vec::new();
+    println!("\npeak of multiply-adds: {:.1} GFLOP/s", peak / 1e9);
+    for ((inputs, outputs), seconds) in shapes.into_iter().zip(best) {
+        let percent = 100.0 * flops(inputs, outputs) / seconds / peak;
+        println!("product {inputs}x{outputs}: {percent:.0} % of it");
+        if percent < PRODUCT_PERCENT_MIN {
+            behind.push(format!("product {inputs}x{outputs} below {PRODUCT_PERCENT_MIN} % of the peak"));
+        }
+    }
+    let layer: f64 = best.iter().sum();
+    for (name, seconds, most) in
+        [("attention", attention, ATTENTION_PERCENT_MAX), ("layer norm", normalisation, NORM_PERCENT_MAX)]
+    {
+        let percent = 100.0 * seconds / layer;
+        println!("{name}: {percent:.1} % of the time of a layer's products");
+        if percent > most {
+            behind.push(format!("{name} above {most} % of the products' time"));
+        }
+    }
+    Ok(behind)
+}
+
+fn main() -> ExitCode {
+    let mut criterion = Criterion::default().configure_from_args();
+    let behind = measure(&mut criterion).and_then(|()| {
+        criterion.final_summary();
+        guard()
+    });
+    match behind {
+        Ok(behind) if behind.is_empty() => ExitCode::SUCCESS,
+        Ok(behind) => {
+            for line in behind {
+                eprintln!("operations: {line}");
+            }
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("operations: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
