@@ -72,6 +72,9 @@ struct Network<O: Ops> {
     final_norm: Option<O::Norm>,
 }
 
+/// A lane's activations grow by so many tokens.
+const LANE_TOKENS_QUANTUM: usize = 256;
+
 /// Operations and activations with which one more batch runs on an encoder's weights at the same time.
 pub struct Lane<O: Ops> {
     ops: O,
@@ -154,6 +157,9 @@ impl<O: Ops> Encoder<O> {
         progress: &Progress,
     ) -> Result<Embeddings, EngineError> {
         let Lane { ops, workspace } = lane;
+        // Room for a few tokens more: batches of about one size shall not each make new activations.
+        let tokens = batch.token_count().next_multiple_of(LANE_TOKENS_QUANTUM);
+        self.network.reserve(ops, workspace, tokens)?;
         let pending = self.network.begin(ops, workspace, batch, progress)?;
         self.network.finish(ops, pending, progress)
     }
