@@ -74,10 +74,10 @@ fn no_layer_allocates() {
     let _alone = ALONE.lock().unwrap();
     for lengths in BATCHES {
         let [(few, _), (many, _)] = [1, 2].map(|layer| per_batch(layer, lengths));
-        // Queues of the thread pool take a new block after some sixty tasks: far fewer than a layer has
-        // operations, of which even one buffer each would show.
+        // Queues of the thread pool take a new block now and then; one buffer per layer and share would be
+        // more.
         let shares = lengths.iter().sum::<usize>() / 384 + 1;
-        assert!(many < few + 7 * shares, "{lengths:?}: {few} allocations with one layer, {many} with two");
+        assert!(many < few + shares.max(3), "{lengths:?}: {few} allocations with one layer, {many} with two");
     }
 }
 
