@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::attention::{Attend, Rotary, Scratch, Target};
-use super::brain::{self, BrainLinear};
+use super::brain::{self, BrainLinear, Line};
 use super::buffer::Buffer;
 use super::norm::{Norm, Normalise};
 use super::pooling::pool;
@@ -27,6 +27,10 @@ use crate::{Batch, EngineError, Pooling, Precision, Progress};
 /// second-level cache), as long as a task's own rows stay in that cache.
 const BLOCK_ROWS_MAX: usize = 24 * ROW_QUANTUM;
 
+/// In bf16: activations of one task of a product, and the fewest and most rows of it.
+const BRAIN_BLOCK_BYTES: usize = 1 << 20;
+const BRAIN_ROWS: Range<usize> = 128..512;
+
 /// Sequences up to this length are attended by one task for all heads.
 const WHOLE_TOKENS_MAX: usize = 512;
 /// Query rows of one task of a longer sequence, so that several threads share a single protein.
@@ -34,19 +38,22 @@ const QUERY_ROWS: usize = 1_024;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-    /// Activations on their way into a product in bf16.
-    static ROUNDED: RefCell<Vec<brain::Line>> = const { RefCell::new(Vec::new()) };
+    static BRAIN_SCRATCH: RefCell<brain::Scratch> = RefCell::default();
+    /// Sums of a product in bf16.
+    static SUMS: RefCell<Buffer> = RefCell::default();
 }
 
 /// The CPU's implementation of [`Ops`].
 pub struct CpuOps {
     arch: Arch,
-    /// How linear layers multiply in bf16; `None`: in f32.
+    /// What computes in bf16; `None`: the engine computes in f32.
     brain: Option<brain::Kernel>,
     pool: Arc<ThreadPool>,
     rotary: Rotary,
     /// Tasks of attention, whose memory every layer uses again.
     tasks: Vec<AttentionTask>,
+    /// As `rotary`, for bf16.
+    angles: brain::Angles,
     head_width: usize,
     weights_bytes: u64,
 }
@@ -78,8 +85,8 @@ impl CpuOps {
     }
 
     fn on(pool: Arc<ThreadPool>, arch: Arch, brain: Option<brain::Kernel>, head_width: usize) -> Self {
-        let (rotary, tasks) = (Rotary::new(head_width), Vec::new());
-        Self { arch, brain, pool, rotary, tasks, head_width, weights_bytes: 0 }
+        let (rotary, angles) = (Rotary::new(head_width), brain::Angles::new(head_width));
+        Self { arch, brain, pool, rotary, angles, tasks: Vec::new(), head_width, weights_bytes: 0 }
     }
 
     /// The same operations on the same threads, for another batch at the same time.
@@ -99,6 +106,56 @@ impl CpuOps {
         rows.div_ceil(tasks).next_multiple_of(ROW_QUANTUM)
     }
 
+    /// Rows of one task of a product in bf16 with `inputs`: as many as leave the second-level cache room for
+    /// the weights that pass by.
+    fn brain_block_rows(&self, rows: usize, inputs: usize) -> usize {
+        let most = (BRAIN_BLOCK_BYTES / (2 * inputs)).clamp(BRAIN_ROWS.start, BRAIN_ROWS.end);
+        let threads = self.pool.current_num_threads();
+        let tasks = rows.div_ceil(most).next_multiple_of(threads);
+        rows.div_ceil(tasks).next_multiple_of(brain::TILE_ROWS)
+    }
+
+    fn apply_brain(
+        &self,
+        layout: &Layout,
+        x: &Activations,
+        linear: &BrainLinear,
+        epilogue: Epilogue,
+        out: &mut Activations,
+    ) {
+        let (inputs, outputs) = (brain::lines(linear.inputs()), brain::lines(linear.outputs()));
+        let width = linear.outputs();
+        let block = self.brain_block_rows(layout.rows, linear.inputs());
+        let x = &x.lines()[..layout.rows * inputs];
+        let apply = |x, mut out| {
+            SUMS.with_borrow_mut(|sums| linear.apply(x, epilogue, sums, &mut out));
+        };
+        self.pool.install(|| {
+            let x = x.par_chunks(block * inputs);
+            match epilogue {
+                Epilogue::Bias | Epilogue::Gelu => {
+                    let out = &mut out.lines_mut()[..layout.rows * outputs];
+                    let out = out.par_chunks_mut(block * outputs).map(brain::Output::Lines);
+                    x.zip(out).for_each(|(x, out)| apply(x, out));
+                }
+                Epilogue::Residual => {
+                    let out = &mut out.0.as_mut_slice()[..layout.rows * width];
+                    let out = out.par_chunks_mut(block * width).map(brain::Output::Residual);
+                    x.zip(out).for_each(|(x, out)| apply(x, out));
+                }
+            }
+        });
+    }
+
+    /// Rows that operations compute for so many tokens: whole tiles.
+    fn padded_rows(&self, tokens: usize) -> usize {
+        tokens.next_multiple_of(if self.brain.is_some() { brain::TILE_ROWS } else { ROW_QUANTUM })
+    }
+
+    fn allocate(tokens: usize, numbers: usize) -> Result<Activations, EngineError> {
+        Buffer::zeroed(numbers).map(Activations).ok_or(EngineError::OutOfMemory { tokens })
+    }
+
     /// Bytes held by the prepared weights.
     pub fn weights_bytes(&self) -> u64 {
         self.weights_bytes
@@ -106,10 +163,22 @@ impl CpuOps {
 }
 
 /// Activations, [tokens rounded up, width]; the rounding keeps every tile full.
+///
+/// In bf16 those between two operations hold [`Line`]s; the residual stream and the final norm are f32.
 pub struct Activations(Buffer);
 
 /// A sequence of the batch, and which of its heads and query rows to attend.
 type AttentionTask = (usize, Range<usize>, Range<usize>);
+
+impl Activations {
+    fn lines(&self) -> &[Line] {
+        bytemuck::cast_slice(self.0.as_slice())
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        bytemuck::cast_slice_mut(self.0.as_mut_slice())
+    }
+}
 
 /// A batch's shape.
 pub struct Layout {
@@ -135,10 +204,6 @@ enum Product {
     Full(PackedLinear),
     /// In bf16.
     Brain(BrainLinear),
-}
-
-fn padded_rows(tokens: usize) -> usize {
-    tokens.next_multiple_of(ROW_QUANTUM)
 }
 
 impl Ops for CpuOps {
@@ -182,14 +247,26 @@ impl Ops for CpuOps {
     }
 
     fn activations(&mut self, tokens: usize, width: usize) -> Result<Activations, EngineError> {
-        Buffer::zeroed(padded_rows(tokens) * width)
-            .map(Activations)
-            .ok_or(EngineError::OutOfMemory { tokens })
+        let rows = self.padded_rows(tokens);
+        Self::allocate(
+            tokens,
+            match self.brain {
+                None => rows * width,
+                Some(_) => rows * brain::lines(width) * (size_of::<Line>() / size_of::<f32>()),
+            },
+        )
+    }
+
+    fn residual(&mut self, tokens: usize, width: usize) -> Result<Activations, EngineError> {
+        Self::allocate(tokens, self.padded_rows(tokens) * width)
     }
 
     fn layout(&mut self, batch: &Batch) -> Result<Layout, EngineError> {
-        self.rotary.reserve(batch.max_seqlen());
-        Ok(Layout { batch: batch.clone(), rows: padded_rows(batch.token_count()) })
+        match self.brain {
+            None => self.rotary.reserve(batch.max_seqlen()),
+            Some(_) => self.angles.reserve(batch.max_seqlen()),
+        }
+        Ok(Layout { batch: batch.clone(), rows: self.padded_rows(batch.token_count()) })
     }
 
     fn embed(
@@ -233,6 +310,27 @@ impl Ops for CpuOps {
         norm: &CpuNorm,
         out: &mut Activations,
     ) -> Result<(), EngineError> {
+        let Some(kernel) = self.brain else { return self.final_norm(layout, x, norm, out) };
+        let norm = &norm.0;
+        let width = norm.scale.len();
+        let x = &x.0.as_slice()[..layout.rows * width];
+        let out = &mut out.lines_mut()[..layout.rows * brain::lines(width)];
+        let block = self.brain_block_rows(layout.rows, width);
+        self.pool.install(|| {
+            x.par_chunks(block * width)
+                .zip(out.par_chunks_mut(block * brain::lines(width)))
+                .for_each(|(x, out)| kernel.normalise(norm, x, out));
+        });
+        Ok(())
+    }
+
+    fn final_norm(
+        &mut self,
+        layout: &Layout,
+        x: &Activations,
+        norm: &CpuNorm,
+        out: &mut Activations,
+    ) -> Result<(), EngineError> {
         let (arch, norm) = (self.arch, &norm.0);
         let width = norm.scale.len();
         let x = &x.0.as_slice()[..layout.rows * width];
@@ -254,23 +352,21 @@ impl Ops for CpuOps {
         epilogue: Epilogue,
         out: &mut Activations,
     ) -> Result<(), EngineError> {
-        let arch = self.arch;
-        let (inputs, outputs) = match &linear.0 {
-            Product::Full(linear) => (linear.inputs(), linear.outputs()),
-            Product::Brain(linear) => (linear.inputs(), linear.outputs()),
+        let linear = match &linear.0 {
+            Product::Full(linear) => linear,
+            Product::Brain(linear) => {
+                self.apply_brain(layout, x, linear, epilogue, out);
+                return Ok(());
+            }
         };
+        let (arch, inputs, outputs) = (self.arch, linear.inputs(), linear.outputs());
         let x = &x.0.as_slice()[..layout.rows * inputs];
         let out = &mut out.0.as_mut_slice()[..layout.rows * outputs];
         let block = self.block_rows(layout.rows);
         self.pool.install(|| {
-            x.par_chunks(block * inputs).zip(out.par_chunks_mut(block * outputs)).for_each(|(x, out)| {
-                match &linear.0 {
-                    Product::Full(linear) => linear.apply(arch, x, epilogue, out),
-                    Product::Brain(linear) => {
-                        ROUNDED.with_borrow_mut(|rounded| linear.apply(arch, x, epilogue, rounded, out))
-                    }
-                }
-            });
+            x.par_chunks(block * inputs)
+                .zip(out.par_chunks_mut(block * outputs))
+                .for_each(|(x, out)| linear.apply(arch, x, epilogue, out));
         });
         Ok(())
     }
@@ -286,6 +382,7 @@ impl Ops for CpuOps {
         let (arch, rotary, head_width) = (self.arch, &self.rotary, self.head_width);
         let hidden = heads * head_width;
         let batch = &layout.batch;
+        let (brain, angles) = (self.brain, &self.angles);
         let tasks = &mut self.tasks;
         tasks.clear();
         for index in 0..batch.len() {
@@ -299,6 +396,32 @@ impl Ops for CpuOps {
                     tasks.push((index, head..head + 1, first..tokens.min(first + QUERY_ROWS)));
                 }
             }
+        }
+        if let Some(kernel) = brain {
+            let qkv = qkv.lines();
+            let out = brain::Target::new(&mut out.lines_mut()[..layout.rows * brain::lines(hidden)], hidden);
+            self.pool.install(|| {
+                tasks.par_drain(..).with_max_len(1).for_each(|(index, heads, rows)| {
+                    let sequence = batch.cu_seqlens[index] as usize..batch.cu_seqlens[index + 1] as usize;
+                    BRAIN_SCRATCH.with_borrow_mut(|scratch| {
+                        let attend = brain::Attend {
+                            kernel,
+                            qkv,
+                            sequence,
+                            hidden,
+                            head_width,
+                            heads,
+                            rows,
+                            angles,
+                            scratch,
+                            out,
+                        };
+                        attend.run();
+                    });
+                    progress.tick();
+                });
+            });
+            return Ok(());
         }
         let qkv = qkv.0.as_slice();
         let out = Target::new(&mut out.0.as_mut_slice()[..batch.token_count() * hidden]);

@@ -1,0 +1,144 @@
+//! Linear layers in bfloat16.
+
+use bytemuck::Zeroable;
+use half::bf16;
+
+use super::super::buffer::Buffer;
+use super::{Configured, GROUP, Kernel, Line, STEP, TILE_COLUMNS, TILE_ROWS, lines, plain};
+use crate::ops::Epilogue;
+
+/// Steps of one block of the inner dimension: its part of a panel of weights (32 kB) stays in the first-level
+/// cache while all tiles of a row block pass over it.
+pub(super) const DEPTH_STEPS: usize = 16;
+
+/// A linear layer's weights, rounded, in panels, and its bias in f32.
+pub(in crate::cpu) struct BrainLinear {
+    kernel: Kernel,
+    inputs: usize,
+    outputs: usize,
+    /// Per panel: [inputs / 2, [`TILE_COLUMNS`], 2]; inputs and columns beyond the layer's are zero.
+    values: Vec<Line>,
+    /// [outputs], then zeros to a whole panel.
+    bias: Buffer,
+}
+
+/// Where the results of some rows go.
+pub(in crate::cpu) enum Output<'a> {
+    /// Rounded, [rows, outputs].
+    Lines(&'a mut [Line]),
+    /// Added to the residual stream, [rows, outputs].
+    Residual(&'a mut [f32]),
+}
+
+/// The product of some rows with a layer.
+pub(super) struct Block<'a> {
+    /// [2 · tiles, steps, [`GROUP`]].
+    pub(super) x: &'a [Line],
+    /// Tiles of rows.
+    pub(super) tiles: usize,
+    /// Lines of a row of `x`.
+    pub(super) steps: usize,
+    /// Per panel, [steps, [`TILE_COLUMNS`]] lines.
+    pub(super) weights: &'a [Line],
+    /// [panels · [`TILE_COLUMNS`]].
+    pub(super) bias: &'a [f32],
+    pub(super) outputs: usize,
+    pub(super) gelu: bool,
+    /// Sums of a tile, or of all tiles where the inner dimension takes several blocks.
+    pub(super) sums: &'a mut [f32],
+}
+
+impl BrainLinear {
+    /// Packs rows of weights ([outputs, inputs] each, stacked); `None` when memory is short.
+    pub(in crate::cpu) fn pack(
+        kernel: Kernel,
+        parts: &[(Vec<f32>, Vec<f32>)],
+        inputs: usize,
+    ) -> Option<Self> {
+        let outputs: usize = parts.iter().map(|(_, bias)| bias.len()).sum();
+        let panels = outputs.div_ceil(TILE_COLUMNS);
+        let columns = panels * TILE_COLUMNS;
+        let depth = lines(inputs) * STEP;
+        let mut values = Vec::new();
+        values.try_reserve_exact(columns * lines(inputs)).ok()?;
+        values.resize(columns * lines(inputs), Line::zeroed());
+        let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut values);
+        let mut bias = Buffer::zeroed(columns)?;
+        let mut column = 0;
+        for (weight, part_bias) in parts {
+            bias.as_mut_slice()[column..column + part_bias.len()].copy_from_slice(part_bias);
+            for row in weight.chunks_exact(inputs) {
+                let first = column / TILE_COLUMNS * depth * TILE_COLUMNS;
+                for (inner, value) in row.iter().enumerate() {
+                    let at = first + (inner / 2 * TILE_COLUMNS + column % TILE_COLUMNS) * 2 + inner % 2;
+                    packed[at] = bf16::from_f32(*value).to_bits();
+                }
+                column += 1;
+            }
+        }
+        Some(Self { kernel, inputs, outputs, values, bias })
+    }
+
+    pub(in crate::cpu) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    pub(in crate::cpu) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    pub(in crate::cpu) fn bytes(&self) -> u64 {
+        (size_of_val(self.values.as_slice()) + 4 * self.bias.as_slice().len()) as u64
+    }
+
+    /// Applies the layer to `x` [rows, inputs], `rows` a multiple of [`TILE_ROWS`].
+    ///
+    /// `sums`: scratch memory. `out`: lines, but for [`Epilogue::Residual`] rows, [rows, outputs].
+    pub(in crate::cpu) fn apply(
+        &self,
+        x: &[Line],
+        epilogue: Epilogue,
+        sums: &mut Buffer,
+        out: &mut Output<'_>,
+    ) {
+        let steps = lines(self.inputs);
+        let panels = self.outputs.div_ceil(TILE_COLUMNS);
+        let tiles = x.len() / (steps * TILE_ROWS);
+        let kept = if steps > DEPTH_STEPS { tiles } else { 1 };
+        sums.grow(kept * TILE_ROWS * TILE_COLUMNS);
+        let room = match out {
+            Output::Lines(out) => out.len() >= tiles * TILE_ROWS * panels,
+            Output::Residual(out) => out.len() >= tiles * TILE_ROWS * self.outputs,
+        };
+        assert!(room && x.len() == tiles * steps * TILE_ROWS);
+        assert!(matches!(out, Output::Residual(_)) == (epilogue == Epilogue::Residual));
+        let block = Block {
+            x,
+            tiles,
+            steps,
+            weights: &self.values,
+            bias: self.bias.as_slice(),
+            outputs: self.outputs,
+            gelu: epilogue == Epilogue::Gelu,
+            sums: sums.as_mut_slice(),
+        };
+        let configured = Configured::new(self.kernel);
+        match self.kernel {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: made only where the processor has it; the tiles are set up; the lengths were asserted.
+            Kernel::Amx => unsafe { super::x86::amx_multiply(block, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: made only where the processor has it; the lengths were asserted.
+            Kernel::Dot => unsafe { super::x86::dot_multiply(block, out) },
+            Kernel::Plain => plain::multiply(block, out),
+        }
+        drop(configured);
+    }
+}
+
+impl Block<'_> {
+    /// The two groups of a tile's rows, at a step.
+    pub(super) fn groups(&self, tile: usize, step: usize) -> [&[Line]; 2] {
+        [0, 1].map(|group| &self.x[((2 * tile + group) * self.steps + step) * GROUP..])
+    }
+}
