@@ -2,8 +2,8 @@
 //!
 //! `cargo run -p kernels --example cpu_profile -- MODEL FASTA [threads=1] [repeats=5] [tokens=2048]
 //! [precision=bf16] [limit=64]`, where MODEL is a Hugging Face folder. The dev profile optimises `kernels`, so no
-//! release build is needed. Times are the process's CPU time, the least of the repeats: on a shared machine the
-//! clock on the wall says little.
+//! release build is needed. Times are the process's CPU time, for each call the least of the repeats: on a shared
+//! machine the clock on the wall says little.
 
 use std::path::PathBuf;
 
@@ -44,7 +44,9 @@ const CLASSES: [&str; 8] = [
 /// Operations that add up their CPU time per class.
 struct Timed {
     ops: CpuOps,
-    seconds: [f64; CLASSES.len()],
+    /// Class and least CPU time of every call of one pass, in order.
+    calls: Vec<(usize, f64)>,
+    next: usize,
     products: usize,
 }
 
@@ -52,7 +54,12 @@ impl Timed {
     fn time<T>(&mut self, class: usize, run: impl FnOnce(&mut CpuOps) -> T) -> T {
         let start = cpu_seconds();
         let result = run(&mut self.ops);
-        self.seconds[class] += cpu_seconds() - start;
+        let seconds = cpu_seconds() - start;
+        match self.calls.get_mut(self.next) {
+            Some((_, least)) => *least = least.min(seconds),
+            None => self.calls.push((class, seconds)),
+        }
+        self.next += 1;
         result
     }
 }
@@ -176,7 +183,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = Model::open(&ModelPath::Folder(model.clone()))?;
     let config = model.config().clone();
     let ops = CpuOps::new(config.head_width(), threads, precision)?;
-    let timed = Timed { ops, seconds: [0.0; CLASSES.len()], products: 0 };
+    let timed = Timed { ops, calls: Vec::new(), next: 0, products: 0 };
     let options = EngineOptions { layer: config.layers, pooling: Pooling::Mean, precision, threads };
     let mut encoder = Encoder::load(timed, &model, options)?;
     let mut batches = vec![Batch::default()];
@@ -194,19 +201,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tokens: usize = batches.iter().map(Batch::token_count).sum();
     let flops: u64 =
         sequences.iter().map(|s| (s.len() as u64 + 2) * config.flops_per_token(s.len() + 2)).sum();
-    let (mut least, mut whole, mut wall) = ([f64::INFINITY; CLASSES.len()], f64::INFINITY, f64::INFINITY);
+    let mut wall = f64::INFINITY;
     for _ in 0..=repeats {
-        encoder.ops_mut().seconds = [0.0; CLASSES.len()];
-        let (start, clock) = (cpu_seconds(), std::time::Instant::now());
+        encoder.ops_mut().next = 0;
+        let clock = std::time::Instant::now();
         for batch in &batches {
             std::hint::black_box(encoder.run(batch, &Progress::default())?);
         }
-        whole = whole.min(cpu_seconds() - start);
         wall = wall.min(clock.elapsed().as_secs_f64());
-        for (least, seconds) in least.iter_mut().zip(encoder.ops().seconds) {
-            *least = least.min(seconds);
-        }
     }
+    let mut least = [0.0; CLASSES.len()];
+    for (class, seconds) in &encoder.ops().calls {
+        least[*class] += seconds;
+    }
+    let whole: f64 = least.iter().sum();
     println!("{} layers of {}, {tokens} tokens, {} batches", config.layers, config.hidden, batches.len());
     for (name, seconds) in CLASSES.iter().zip(least) {
         let per_token = seconds / tokens as f64 * 1e9 / config.layers as f64;

@@ -564,11 +564,20 @@ pub(super) unsafe fn normalise(norm: &Norm, x: &[f32], out: &mut [Line]) {
             }
             let inverse = _mm512_set1_ps(1.0 / (total(sums) / width as f32 + norm.eps).sqrt());
             let first = out.as_mut_ptr().add(line_of(row, 0, lines(width)));
-            for step in 0..lines(width) {
+            let unit = |x: __m512| _mm512_mul_ps(_mm512_sub_ps(x, mean), inverse);
+            for step in 0..width / STEP {
                 let half = |column: usize| {
-                    let unit = _mm512_mul_ps(_mm512_sub_ps(load(x.as_ptr(), column), mean), inverse);
+                    let scale = _mm512_loadu_ps(norm.scale.as_ptr().add(column));
+                    let shift = _mm512_loadu_ps(norm.shift.as_ptr().add(column));
+                    _mm512_fmadd_ps(unit(_mm512_loadu_ps(x.as_ptr().add(column))), scale, shift)
+                };
+                store(first.add(step * GROUP), half(step * STEP), half(step * STEP + 16));
+            }
+            if width % STEP != 0 {
+                let step = width / STEP;
+                let half = |column: usize| {
                     let scale = load(norm.scale.as_ptr(), column);
-                    _mm512_fmadd_ps(unit, scale, load(norm.shift.as_ptr(), column))
+                    _mm512_fmadd_ps(unit(load(x.as_ptr(), column)), scale, load(norm.shift.as_ptr(), column))
                 };
                 store(first.add(step * GROUP), half(step * STEP), half(step * STEP + 16));
             }
@@ -771,33 +780,50 @@ pub(super) unsafe fn soften(
     weights: &mut [Line],
 ) {
     let nothing = _mm512_set1_ps(f32::NEG_INFINITY);
+    // At 2^-126 and below, results are denormal, and operations on them take a detour through microcode.
+    let least = _mm512_set1_ps(-120.0);
     let steps = lines(keys);
-    for (row, softmax) in softmax.iter_mut().enumerate() {
-        // SAFETY: rows are within the scores, with room for whole lines of keys; lines within the weights.
-        unsafe {
+    // Pass by pass over all rows, not row by row: the latency of one row's reductions then hides behind the
+    // others'.
+    let mut highest = [nothing; TILE_ROWS];
+    let mut totals = [_mm512_setzero_ps(); TILE_ROWS];
+    // SAFETY: rows are within the scores, with room for whole lines of keys; lines within the weights.
+    unsafe {
+        for (row, highest) in highest.iter_mut().enumerate().take(softmax.len()) {
             let scores = scores.as_mut_ptr().add(row * stride);
             for first in (keys / 16 * 16..steps * STEP).step_by(16) {
                 _mm512_mask_storeu_ps(scores.add(first), !mask(keys, first), nothing);
             }
-            let mut highest = [nothing; 2];
+            let mut second = nothing;
             for step in 0..steps {
                 let scores = scores.add(step * STEP);
-                highest[0] = _mm512_max_ps(highest[0], _mm512_load_ps(scores));
-                highest[1] = _mm512_max_ps(highest[1], _mm512_load_ps(scores.add(16)));
+                *highest = _mm512_max_ps(*highest, _mm512_load_ps(scores));
+                second = _mm512_max_ps(second, _mm512_load_ps(scores.add(16)));
             }
-            softmax.raise(_mm512_reduce_max_ps(_mm512_max_ps(highest[0], highest[1])));
-            let maximum = _mm512_set1_ps(softmax.maximum);
-            let mut totals = [_mm512_setzero_ps(); 2];
+            *highest = _mm512_max_ps(*highest, second);
+        }
+        for (softmax, highest) in softmax.iter_mut().zip(&highest) {
+            softmax.raise(_mm512_reduce_max_ps(*highest));
+        }
+        for (row, (softmax, total)) in softmax.iter().zip(&mut totals).enumerate() {
+            let scores = scores.as_ptr().add(row * stride);
             let target = weights.as_mut_ptr().add(line_of(row, 0, steps));
+            let maximum = _mm512_set1_ps(softmax.maximum);
+            let mut second = _mm512_setzero_ps();
             for step in 0..steps {
                 let scores = scores.add(step * STEP);
-                let left = exp2(_mm512_sub_ps(_mm512_load_ps(scores), maximum));
-                let right = exp2(_mm512_sub_ps(_mm512_load_ps(scores.add(16)), maximum));
-                totals[0] = _mm512_add_ps(totals[0], left);
-                totals[1] = _mm512_add_ps(totals[1], right);
+                // The score comes second, so that NaN stays.
+                let left = _mm512_max_ps(least, _mm512_sub_ps(_mm512_load_ps(scores), maximum));
+                let right = _mm512_max_ps(least, _mm512_sub_ps(_mm512_load_ps(scores.add(16)), maximum));
+                let (left, right) = (exp2(left), exp2(right));
+                *total = _mm512_add_ps(*total, left);
+                second = _mm512_add_ps(second, right);
                 store(target.add(step * GROUP), left, right);
             }
-            softmax.total += _mm512_reduce_add_ps(_mm512_add_ps(totals[0], totals[1]));
+            *total = _mm512_add_ps(*total, second);
+        }
+        for (softmax, total) in softmax.iter_mut().zip(&totals) {
+            softmax.total += _mm512_reduce_add_ps(*total);
         }
     }
 }
