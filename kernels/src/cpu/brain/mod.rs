@@ -127,7 +127,7 @@ impl Kernel {
     pub(super) fn normalise(self, norm: &Norm, x: &[f32], out: &mut [Line]) {
         let width = norm.scale.len();
         let rows = x.len() / width;
-        assert!(norm.shift.len() == width && rows % GROUP == 0 && out.len() >= rows * lines(width));
+        assert!(norm.shift.len() == width && rows.is_multiple_of(GROUP) && out.len() >= rows * lines(width));
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: made only where the processor has the instructions; the lengths were asserted.

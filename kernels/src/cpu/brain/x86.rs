@@ -573,7 +573,7 @@ pub(super) unsafe fn normalise(norm: &Norm, x: &[f32], out: &mut [Line]) {
                 };
                 store(first.add(step * GROUP), half(step * STEP), half(step * STEP + 16));
             }
-            if width % STEP != 0 {
+            if !width.is_multiple_of(STEP) {
                 let step = width / STEP;
                 let half = |column: usize| {
                     let scale = load(norm.scale.as_ptr(), column);
