@@ -101,6 +101,8 @@ pub(super) unsafe fn release() {
 
 /// One step of a tile in tmm0 to tmm3: two AMX tiles of rows times two of weights.
 ///
+/// Tiles keep their numbers from one block of assembly to the next: the compiler has no use for these registers.
+///
 /// # Safety
 /// Tiles must be set up by [`configure`]; 16 lines are read from `upper` and `lower`, 32 from `panel`.
 #[inline(always)]
