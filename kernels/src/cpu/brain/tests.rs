@@ -63,9 +63,16 @@ fn apply(linear: &BrainLinear, x: &[f32], epilogue: Epilogue, outputs: usize) ->
 
 #[test]
 fn every_kernel_multiplies_what_was_rounded() {
-    for (rows, inputs, outputs) in
-        [(1, 1, 1), (32, 64, 33), (33, 100, 47), (64, 513, 32), (97, 1_100, 65), (31, 512, 96), (17, 31, 16)]
-    {
+    for (rows, inputs, outputs) in [
+        (1, 1, 1),
+        (32, 64, 33),
+        (33, 100, 47),
+        (64, 513, 32),
+        (97, 1_100, 65),
+        (31, 512, 96),
+        (17, 31, 16),
+        (65, 1_400, 33),
+    ] {
         let (x, weight, bias) =
             (numbers(rows * inputs, 1), numbers(outputs * inputs, 2), numbers(outputs, 3));
         let parts = [(weight.clone(), bias.clone())];
