@@ -204,7 +204,8 @@ impl Bench {
             programme => format!("devices of {programme}"),
         };
         println!("telemetry: {count} sequences of 50 residues on {devices}, medians of {}:", with.len());
-        let figures: [(&str, fn(&Measured) -> f64); 2] =
+        type Figure = fn(&Measured) -> f64;
+        let figures: [(&str, Figure); 2] =
             [("processor time", |run| run.processor_seconds), ("time", |run| run.seconds)];
         for (what, of) in figures {
             let median = |runs: &[Measured]| median_of(runs.iter().map(of).collect());
