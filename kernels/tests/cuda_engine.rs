@@ -951,8 +951,9 @@ fn graphs_are_used_where_they_are_measured_to_be_faster() {
         let chosen = engine_with("auto", Precision::Fp16, Pooling::Mean).graphs();
         let ratio = chosen.ratio.unwrap();
         let expected = script.trim_start_matches("graphs=").parse::<f32>().unwrap() / 100.0;
-        // What is outside of the graph takes as long as ever.
-        assert!((ratio - expected).abs() < 0.2 * (1.0 - expected).abs() + 0.005, "{ratio}, {script}");
+        // What is outside of the graph takes as long as ever, and the emulation's clock counts the tiles that fill it
+        // up, a sixteenth at most, as if they had rows.
+        assert!((expected..expected * 1.0625).contains(&ratio), "{ratio}, {script}");
         assert_eq!(chosen.used, used, "{script}");
         set_graphs("perhaps");
         let Err(EngineError::Model(text)) = try_engine(&model(), Precision::Fp16, Pooling::Mean) else {
