@@ -16,10 +16,10 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 
 use half::{bf16, f16};
-use kernels::cuda::twin::{self, Attend, PoolMode, Stored};
+use kernels::cuda::twin::{self, Attend, Packed, PoolMode, Stored};
 use kernels::cuda::{
     Kernel, Launch, Number, ROTARY_HEAD_WIDTHS, ROTATED_BEYOND, Source, attention_scale, rotary_angles,
-    rows_before, tiles,
+    rows_before,
 };
 use libloading::Library;
 
@@ -190,36 +190,10 @@ fn assert_same<T: Stored + Debug>(got: &[T], expected: &[T], what: &str) {
 /// Fails unless each of `got` is within `units` of the last place of T, or 1/8 of that of 1, of `expected`.
 fn assert_near<T: Stored>(got: &[T], expected: &[T], units: f32, what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
-    let unit = match T::NUMBER {
-        Number::F32 => f32::EPSILON,
-        Number::F16 => f16::EPSILON.to_f32(),
-        Number::Bf16 => bf16::EPSILON.to_f32(),
-    };
     for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
         let (got, expected) = (got.widen(), expected.widen());
         let error = (got - expected).abs() / expected.abs().max(0.125);
-        assert!(error <= units * unit, "{what}, number {index}: {got:?}, expected {expected:?}");
-    }
-}
-
-/// Limits and tiles of a batch.
-struct Layout {
-    cu_seqlens: Vec<i32>,
-    tiles: Vec<[i32; 2]>,
-    tokens: usize,
-    longest: usize,
-}
-
-fn layout(lengths: &[usize]) -> Layout {
-    let mut limits = vec![0u32];
-    for &length in lengths {
-        limits.push(limits[limits.len() - 1] + length as u32);
-    }
-    Layout {
-        cu_seqlens: limits.iter().map(|&limit| limit as i32).collect(),
-        tiles: tiles(&limits),
-        tokens: lengths.iter().sum(),
-        longest: *lengths.iter().max().unwrap(),
+        assert!(error <= units * T::EPSILON, "{what}, number {index}: {got:?}, expected {expected:?}");
     }
 }
 
@@ -227,7 +201,7 @@ fn layout(lengths: &[usize]) -> Layout {
 struct Attention<T> {
     head_width: usize,
     heads: usize,
-    layout: Layout,
+    packed: Packed,
     qkv: Vec<T>,
     cosines: Vec<f32>,
     sines: Vec<f32>,
@@ -238,24 +212,24 @@ struct Attention<T> {
 impl<T: Stored> Attention<T> {
     /// The second sequence is poisoned.
     fn new(head_width: usize, heads: usize, lengths: &[usize]) -> Self {
-        let layout = layout(lengths);
+        let packed = Packed::new(lengths);
         let row = 3 * heads * head_width;
-        let mut qkv = numbers::<T>(head_width as u64, layout.tokens * row);
-        let poisoned = layout.cu_seqlens[1] as usize..layout.cu_seqlens[2] as usize;
+        let mut qkv = numbers::<T>(head_width as u64, packed.tokens * row);
+        let poisoned = packed.cu_seqlens[1] as usize..packed.cu_seqlens[2] as usize;
         qkv[poisoned.start * row..poisoned.end * row].fill(T::narrow(f32::NAN));
-        let (cosines, sines) = rotary_angles(head_width, layout.longest);
-        Self { head_width, heads, layout, qkv, cosines, sines, poisoned }
+        let (cosines, sines) = rotary_angles(head_width, packed.longest);
+        Self { head_width, heads, packed, qkv, cosines, sines, poisoned }
     }
 
     /// One sequence of those.
     fn alone(&self, sequence: usize) -> Self {
-        let limits = &self.layout.cu_seqlens;
+        let limits = &self.packed.cu_seqlens;
         let rows = limits[sequence] as usize..limits[sequence + 1] as usize;
         let row = 3 * self.heads * self.head_width;
         Self {
             head_width: self.head_width,
             heads: self.heads,
-            layout: layout(&[rows.len()]),
+            packed: Packed::new(&[rows.len()]),
             qkv: self.qkv[rows.start * row..rows.end * row].to_vec(),
             cosines: self.cosines.clone(),
             sines: self.sines.clone(),
@@ -266,8 +240,8 @@ impl<T: Stored> Attention<T> {
     fn arguments(&self) -> Attend<'_, T> {
         Attend {
             qkv: &self.qkv,
-            cu_seqlens: &self.layout.cu_seqlens,
-            tiles: &self.layout.tiles,
+            cu_seqlens: &self.packed.cu_seqlens,
+            tiles: &self.packed.tiles,
             cosines: &self.cosines,
             sines: &self.sines,
             heads: self.heads,
@@ -276,7 +250,7 @@ impl<T: Stored> Attention<T> {
     }
 
     fn out(&self) -> Vec<T> {
-        vec![T::narrow(-7.0); self.layout.tokens * self.heads * self.head_width]
+        vec![T::narrow(-7.0); self.packed.tokens * self.heads * self.head_width]
     }
 
     /// The twin's result.
@@ -288,22 +262,22 @@ impl<T: Stored> Attention<T> {
 
     /// The kernels' result: of those that a host takes where the longest sequence has `longest` tokens.
     fn launch(&self, device: &Device, longest: usize) -> Vec<T> {
-        let Self { head_width, heads, layout, .. } = self;
-        let (mut qkv, limits) = (Memory::new(&self.qkv), Memory::new(&layout.cu_seqlens));
-        let list = Memory::new(&layout.tiles);
+        let Self { head_width, heads, packed, .. } = self;
+        let (mut qkv, limits) = (Memory::new(&self.qkv), Memory::new(&packed.cu_seqlens));
+        let list = Memory::new(&packed.tiles);
         let (cosines, sines) = (Memory::new(&self.cosines), Memory::new(&self.sines));
         let mut out = Memory::new(&self.out());
         let (source, target) = (qkv.target(), out.target());
         let scale = attention_scale(*head_width);
         let (rotate, kernel) = Kernel::attention(T::NUMBER, *head_width, longest);
         if let Some(rotate) = rotate {
-            device.launch(rotate, Launch::per_tile(layout.tiles.len()), |kernel| {
+            device.launch(rotate, Launch::per_tile(packed.tiles.len()), |kernel| {
                 call!(kernel,
                     source => *mut T, limits.pointer() => *const i32, list.pointer() => *const [i32; 2],
                     cosines.pointer() => *const f32, sines.pointer() => *const f32, *heads as i32 => i32)
             });
         }
-        device.launch(kernel, Launch::attention(T::NUMBER, layout.tiles.len(), *heads), |kernel| {
+        device.launch(kernel, Launch::attention(T::NUMBER, packed.tiles.len(), *heads), |kernel| {
             call!(kernel,
                 source.cast_const() => *const T, limits.pointer() => *const i32,
                 list.pointer() => *const [i32; 2], cosines.pointer() => *const f32,
@@ -338,7 +312,7 @@ fn f32_attention_is_its_twin_bit_for_bit() {
     let Some(device) = Device::build(Source::Attention, Capability::New) else { return };
     for head_width in ROTARY_HEAD_WIDTHS {
         let attention = Attention::<f32>::new(head_width, 2, &LENGTHS);
-        let got = attention.launch(&device, attention.layout.longest);
+        let got = attention.launch(&device, attention.packed.longest);
         assert_same(&got, &attention.expected(), &format!("heads of {head_width}"));
     }
 }
@@ -369,12 +343,12 @@ fn keys_rotated_beforehand_change_no_bit() {
         let Some(device) = Device::build(Source::Attention, capability) else { return };
         for &head_width in head_widths {
             let attention = Attention::<f16>::new(head_width, 1, &LONG);
-            let got = attention.launch(&device, attention.layout.longest);
+            let got = attention.launch(&device, attention.packed.longest);
             assert_same(&got, &attention.launch(&device, 0), &format!("f16, heads of {head_width}"));
             assert_near(&got, &attention.expected(), 1.5, &format!("f16, heads of {head_width}"));
             if capability == Capability::New {
                 let attention = Attention::<bf16>::new(head_width, 3, &LONG[..3]);
-                let got = attention.launch(&device, attention.layout.longest);
+                let got = attention.launch(&device, attention.packed.longest);
                 assert_same(&got, &attention.launch(&device, 0), &format!("bf16, heads of {head_width}"));
             }
         }
@@ -386,7 +360,7 @@ fn the_longest_sequences_of_the_published_models_attend_as_their_twin() {
     let Some(device) = Device::build(Source::Attention, Capability::New) else { return };
     for head_width in [64, 24] {
         let attention = Attention::<f16>::new(head_width, 1, &[1_024, 3, 1_025]);
-        let got = attention.launch(&device, attention.layout.longest);
+        let got = attention.launch(&device, attention.packed.longest);
         assert_near(&got, &attention.expected(), 1.5, &format!("f16, heads of {head_width}"));
     }
 }
@@ -397,7 +371,7 @@ fn a_sequence_attends_alone_as_in_a_batch_bit_for_bit() {
     for head_width in ROTARY_HEAD_WIDTHS {
         let lengths = [65, 3, 51, 102, 166, ROTATED_BEYOND + 16];
         let attention = Attention::<f16>::new(head_width, 2, &lengths);
-        let packed = attention.launch(&device, attention.layout.longest);
+        let packed = attention.launch(&device, attention.packed.longest);
         let mut at = 0;
         for sequence in (0..lengths.len()).filter(|&sequence| sequence != 1) {
             let alone = attention.alone(sequence).launch(&device, lengths[sequence]);
@@ -417,10 +391,10 @@ fn check_rotation<T: Stored + Debug>(device: &Device, head_width: usize) {
     assert!(changed > (ROTATED_BEYOND - 1) * 3 * head_width, "{changed}");
     let mut qkv = Memory::new(&attention.qkv);
     let source = qkv.target();
-    let (limits, list) = (Memory::new(&attention.layout.cu_seqlens), Memory::new(&attention.layout.tiles));
+    let (limits, list) = (Memory::new(&attention.packed.cu_seqlens), Memory::new(&attention.packed.tiles));
     let (cosines, sines) = (Memory::new(&attention.cosines), Memory::new(&attention.sines));
     let kernel = Kernel::RotateKeys { number: T::NUMBER, head_width };
-    device.launch(kernel, Launch::per_tile(attention.layout.tiles.len()), |kernel| {
+    device.launch(kernel, Launch::per_tile(attention.packed.tiles.len()), |kernel| {
         call!(kernel,
             source => *mut T, limits.pointer() => *const i32, list.pointer() => *const [i32; 2],
             cosines.pointer() => *const f32, sines.pointer() => *const f32, 3 => i32)
@@ -446,7 +420,7 @@ fn f16_attention_without_tensor_cores_is_close_to_the_twin() {
         // Nothing is rounded in between there, which the twin does: a few units.
         for (lengths, heads) in [(&LENGTHS[..], 3), (&LONG[..3], 1)] {
             let attention = Attention::<f16>::new(head_width, heads, lengths);
-            let got = attention.launch(&device, attention.layout.longest);
+            let got = attention.launch(&device, attention.packed.longest);
             assert_near(&got, &attention.expected(), 8.0, &format!("f16, heads of {head_width}"));
         }
     }
@@ -454,7 +428,7 @@ fn f16_attention_without_tensor_cores_is_close_to_the_twin() {
 
 fn check_embed<T: Stored, O: Stored + Debug>(device: &Device) {
     for (hidden, dropout) in [(64, true), (20, true), (264, false), (1, true)] {
-        let Layout { cu_seqlens, tiles, tokens, .. } = layout(&LENGTHS);
+        let Packed { cu_seqlens, tiles, tokens, .. } = Packed::new(&LENGTHS);
         let ids: Vec<u8> = (0..tokens).map(|i| if i % 11 == 3 { 32 } else { (i % 33) as u8 }).collect();
         let table = numbers::<T>(7, 33 * hidden);
         let mut expected = vec![O::narrow(f32::NAN); tokens * hidden];
@@ -607,7 +581,7 @@ fn epilogues_are_their_twins() {
 
 fn check_pool<T: Stored>(device: &Device) {
     for width in [64, 65, 130, 1] {
-        let Layout { cu_seqlens, tiles, tokens, .. } = layout(&LENGTHS);
+        let Packed { cu_seqlens, tiles, tokens, .. } = Packed::new(&LENGTHS);
         let sequences = LENGTHS.len();
         let pooled: Vec<i32> = LENGTHS.iter().map(|&length| (length as i32 - 2).min(100)).collect();
         let mut x = numbers::<T>(width as u64, tokens * width);

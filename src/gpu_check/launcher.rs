@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use kernels::Precision;
 use kernels::cuda::host::bench::Bench;
 use kernels::cuda::host::{Arg, CudaError, Gpu};
-use kernels::cuda::{Kernel, Launch, Number};
+use kernels::cuda::{Kernel, Launch, Number, ROTARY_HEAD_WIDTHS};
 
 use super::twins::{Argument, Launcher};
 
@@ -31,14 +31,9 @@ impl OneByOne {
         Ok(&self.benches[&head_width])
     }
 
-    fn run(
-        &mut self,
-        head_width: usize,
-        kernel: Kernel,
-        launch: Launch,
-        arguments: Vec<Argument<'_>>,
-    ) -> Result<(), CudaError> {
-        let bench = self.bench(head_width)?;
+    fn run(&mut self, kernel: Kernel, launch: Launch, arguments: Vec<Argument<'_>>) -> Result<(), CudaError> {
+        // Heads of any width serve kernels other than attention.
+        let bench = self.bench(kernel.head_width().unwrap_or(ROTARY_HEAD_WIDTHS[0]))?;
         let mut args = Vec::new();
         // Kept until the kernel is done.
         let mut inputs = Vec::new();
@@ -79,14 +74,8 @@ fn precision(number: Number) -> Precision {
 }
 
 impl Launcher for OneByOne {
-    fn launch(
-        &mut self,
-        head_width: usize,
-        kernel: Kernel,
-        launch: Launch,
-        arguments: Vec<Argument<'_>>,
-    ) -> Result<(), String> {
-        self.run(head_width, kernel, launch, arguments)
+    fn launch(&mut self, kernel: Kernel, launch: Launch, arguments: Vec<Argument<'_>>) -> Result<(), String> {
+        self.run(kernel, launch, arguments)
             .map_err(|error| format!("{}: {}", kernel.name(), actors::error_chain(&error)))
     }
 

@@ -8,9 +8,9 @@ use std::fmt::Debug;
 use std::ops::Range;
 
 use half::{bf16, f16};
-use kernels::cuda::twin::{self, Attend, PoolMode, Stored};
+use kernels::cuda::twin::{self, Attend, Packed, PoolMode, Stored};
 use kernels::cuda::{
-    Kernel, Launch, Number, ROTARY_HEAD_WIDTHS, attention_scale, rotary_angles, rows_before, tiles,
+    Kernel, Launch, Number, ROTARY_HEAD_WIDTHS, ROTATED_BEYOND, attention_scale, rotary_angles, rows_before,
 };
 
 use super::random::Random;
@@ -31,17 +31,9 @@ pub(super) enum Argument<'a> {
 pub(super) trait Launcher {
     /// Runs one kernel and waits for it.
     ///
-    /// `head_width`: that of the attention kernels to be at hand.
-    ///
     /// # Errors
     /// If the device fails.
-    fn launch(
-        &mut self,
-        head_width: usize,
-        kernel: Kernel,
-        launch: Launch,
-        arguments: Vec<Argument<'_>>,
-    ) -> Result<(), String>;
+    fn launch(&mut self, kernel: Kernel, launch: Launch, arguments: Vec<Argument<'_>>) -> Result<(), String>;
 
     /// # Errors
     /// Why the device cannot compute with it.
@@ -120,11 +112,6 @@ fn same<T: Stored + Debug>(got: &[T], expected: &[T]) -> Result<(), String> {
 
 /// Each number within `units` of the last place of T, or 1/8 of that of 1.
 fn near<T: Stored + Debug>(got: &[T], expected: &[T], units: f32) -> Result<(), String> {
-    let unit = match T::NUMBER {
-        Number::F32 => f32::EPSILON,
-        Number::F16 => f16::EPSILON.to_f32(),
-        Number::Bf16 => bf16::EPSILON.to_f32(),
-    };
     if got.len() != expected.len() {
         return Err(format!("{} numbers, expected {}", got.len(), expected.len()));
     }
@@ -135,7 +122,7 @@ fn near<T: Stored + Debug>(got: &[T], expected: &[T], units: f32) -> Result<(), 
         if x == y || x.is_nan() && y.is_nan() {
             continue;
         }
-        let error = (x - y).abs() / y.abs().max(0.125) / unit;
+        let error = (x - y).abs() / y.abs().max(0.125) / T::EPSILON;
         let error = if error.is_nan() { f32::INFINITY } else { error };
         if error > units {
             apart += 1;
@@ -151,18 +138,20 @@ fn near<T: Stored + Debug>(got: &[T], expected: &[T], units: f32) -> Result<(), 
     }
 }
 
-/// Sequences back to back.
-struct Packed {
-    cu_seqlens: Vec<i32>,
-    tiles: Vec<[i32; 2]>,
-    tokens: usize,
-    longest: usize,
-}
-
 /// Where tiles of 64 rows and blocks of keys begin and end, and anything else.
 fn lengths(random: &mut Random, tokens_max: usize) -> Vec<usize> {
-    let mut lengths = vec![65, 3, 31];
-    let mut left = tokens_max.saturating_sub(99);
+    filled_up(vec![65, 3, 31], random, tokens_max)
+}
+
+/// The same, with sequences on either side of where keys are rotated beforehand.
+fn long_lengths(random: &mut Random, tokens_max: usize) -> Vec<usize> {
+    let beyond = ROTATED_BEYOND + random.within(1..20);
+    let within = ROTATED_BEYOND - random.within(0..20);
+    filled_up(vec![beyond, 3, within], random, tokens_max)
+}
+
+fn filled_up(mut lengths: Vec<usize>, random: &mut Random, tokens_max: usize) -> Vec<usize> {
+    let mut left = tokens_max.saturating_sub(lengths.iter().sum());
     while left > 3 {
         let range: Range<usize> = [3..40, 60..70, 120..135, 3..300, 500..1_100][random.within(0..5)].clone();
         let length = random.within(range).min(left).max(3);
@@ -170,19 +159,6 @@ fn lengths(random: &mut Random, tokens_max: usize) -> Vec<usize> {
         lengths.push(length);
     }
     lengths
-}
-
-fn packed(lengths: &[usize]) -> Packed {
-    let mut limits = vec![0u32];
-    for &length in lengths {
-        limits.push(limits[limits.len() - 1] + length as u32);
-    }
-    Packed {
-        cu_seqlens: limits.iter().map(|&limit| limit as i32).collect(),
-        tiles: tiles(&limits),
-        tokens: lengths.iter().sum(),
-        longest: lengths.iter().copied().max().unwrap_or(0),
-    }
 }
 
 fn tile_bytes(tiles: &[[i32; 2]]) -> Argument<'static> {
@@ -196,9 +172,6 @@ pub(super) struct Effort {
     pub(super) tokens_max: usize,
 }
 
-/// Heads of any width serve kernels other than attention.
-const ANY_WIDTH: usize = ROTARY_HEAD_WIDTHS[0];
-
 /// The device and the shapes to try.
 struct Trial<'a> {
     device: &'a mut dyn Launcher,
@@ -206,79 +179,133 @@ struct Trial<'a> {
     effort: Effort,
     /// Numbers compared.
     compared: usize,
+    /// What was wrong first with each kernel with which anything was.
+    wrong: Vec<(Kernel, String)>,
 }
 
-impl Trial<'_> {
-    fn launch(
-        &mut self,
-        head_width: usize,
-        kernel: Kernel,
-        launch: Launch,
-        arguments: Vec<Argument<'_>>,
-    ) -> Result<(), String> {
-        self.device.launch(head_width, kernel, launch, arguments)
+impl<'a> Trial<'a> {
+    fn new(device: &'a mut dyn Launcher, effort: Effort, seed: u64) -> Self {
+        Self { device, random: Random::new(seed), effort, compared: 0, wrong: Vec::new() }
     }
 
-    fn agree<T: Stored + Debug>(
+    /// What the checks of one kind have found.
+    fn run(mut self, body: Body) -> Result<String, String> {
+        let failed = body(&mut self).err();
+        let wrong: Vec<String> = self.wrong.into_iter().map(|(_, error)| error).chain(failed).collect();
+        if wrong.is_empty() {
+            return Ok(format!("{} numbers are those of the twin", self.compared));
+        }
+        Err(wrong.join("; "))
+    }
+
+    /// Holds a kernel's numbers against its twin's; wrong ones keep no other kernel from being tried.
+    fn compare<T: Stored + Plain + Debug>(
         &mut self,
-        what: impl FnOnce() -> String,
-        got: &[T],
+        kernel: Kernel,
+        shape: &str,
+        got: &Output,
         expected: &[T],
         units: f32,
-    ) -> Result<(), String> {
-        self.compared += got.len();
-        near(got, expected, units).map_err(|error| format!("{}: {error}", what()))
+    ) {
+        self.compared += expected.len();
+        self.note(kernel, shape, got.values().and_then(|got: Vec<T>| near(&got, expected, units)));
+    }
+
+    /// The same of flags, which say `what`.
+    fn compare_flags(&mut self, kernel: Kernel, shape: &str, got: &Output, expected: &[i32], what: &str) {
+        let result = got.values().and_then(|got: Vec<i32>| match got == expected {
+            true => Ok(()),
+            false => Err(format!("{what} is told wrong")),
+        });
+        self.note(kernel, shape, result);
+    }
+
+    fn note(&mut self, kernel: Kernel, shape: &str, result: Result<(), String>) {
+        let known = self.wrong.iter().any(|(wrong, _)| *wrong == kernel);
+        if let (Err(error), false) = (result, known) {
+            self.wrong.push((kernel, format!("{} of {shape}: {error}", kernel.name())));
+        }
     }
 
     fn attention<T: Stored + Plain + Debug>(&mut self) -> Result<(), String> {
+        for head_width in ROTARY_HEAD_WIDTHS {
+            for _ in 0..self.effort.rounds {
+                let short = lengths(&mut self.random, self.effort.tokens_max);
+                // Right for sequences of any length.
+                let kernel = Kernel::Attention { number: T::NUMBER, head_width };
+                self.attend::<T>(head_width, Packed::new(&short), (None, kernel))?;
+                if T::NUMBER == Number::F32 {
+                    continue;
+                }
+                let long = Packed::new(&long_lengths(&mut self.random, self.effort.tokens_max));
+                let kernels = Kernel::attention(T::NUMBER, head_width, long.longest);
+                self.attend::<T>(head_width, long, kernels)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `rotate`, `kernel`: of [`Kernel::attention`].
+    fn attend<T: Stored + Plain + Debug>(
+        &mut self,
+        head_width: usize,
+        packed: Packed,
+        (rotate, kernel): (Option<Kernel>, Kernel),
+    ) -> Result<(), String> {
         let units = match T::NUMBER {
             Number::F32 => 0.0,
             Number::F16 | Number::Bf16 => self.device.attention_units(),
         };
-        for head_width in ROTARY_HEAD_WIDTHS {
-            for _ in 0..self.effort.rounds {
-                let heads = self.random.within(1..4);
-                let Packed { cu_seqlens, tiles, tokens, longest } =
-                    packed(&lengths(&mut self.random, self.effort.tokens_max));
-                let width = heads * head_width;
-                let mut qkv = numbers::<T>(&mut self.random, tokens * 3 * width);
-                // A neighbour full of NaN: whoever reads beyond its own rows shows it.
-                let poisoned = cu_seqlens[1] as usize * 3 * width..cu_seqlens[2] as usize * 3 * width;
-                qkv[poisoned].fill(T::narrow(f32::NAN));
-                let (cosines, sines) = rotary_angles(head_width, longest);
-                let scale = attention_scale(head_width);
-                let mut expected = vec![T::narrow(f32::NAN); tokens * width];
-                let attend = Attend {
-                    qkv: &qkv,
-                    cu_seqlens: &cu_seqlens,
-                    tiles: &tiles,
-                    cosines: &cosines,
-                    sines: &sines,
-                    heads,
-                    scale,
-                };
-                twin::attention(attend, head_width, &mut expected);
-                let mut out = Output::new(&vec![T::narrow(-7.0); tokens * width]);
-                let kernel = Kernel::Attention { number: T::NUMBER, head_width };
-                self.launch(
-                    head_width,
-                    kernel,
-                    Launch::attention(T::NUMBER, tiles.len(), heads),
-                    vec![
-                        read(&qkv),
-                        read(&cu_seqlens),
-                        tile_bytes(&tiles),
-                        read(&cosines),
-                        read(&sines),
-                        Argument::Write(&mut out.0),
-                        Argument::Int(heads as i32),
-                        Argument::Float(scale),
-                    ],
-                )?;
-                let what = || format!("{} with {heads} heads, {tokens} tokens", kernel.name());
-                self.agree(what, &out.values::<T>()?, &expected, units)?;
-            }
+        let Packed { cu_seqlens, tiles, tokens, longest } = packed;
+        let heads = self.random.within(1..4);
+        let width = heads * head_width;
+        let mut qkv = numbers::<T>(&mut self.random, tokens * 3 * width);
+        // A neighbour full of NaN: whoever reads beyond its own rows shows it.
+        let poisoned = cu_seqlens[1] as usize * 3 * width..cu_seqlens[2] as usize * 3 * width;
+        qkv[poisoned].fill(T::narrow(f32::NAN));
+        let (cosines, sines) = rotary_angles(head_width, longest);
+        let scale = attention_scale(head_width);
+        let attend = Attend {
+            qkv: &qkv,
+            cu_seqlens: &cu_seqlens,
+            tiles: &tiles,
+            cosines: &cosines,
+            sines: &sines,
+            heads,
+            scale,
+        };
+        let mut expected = vec![T::narrow(f32::NAN); tokens * width];
+        twin::attention(attend, head_width, &mut expected);
+        let shape = format!("{heads} heads, {tokens} tokens, the longest sequence {longest}");
+        // Attention reads what the twin has rotated: each kernel answers for itself.
+        let mut rotated = qkv.clone();
+        if let Some(rotate) = rotate {
+            twin::rotate_keys(attend, head_width, &mut rotated);
+            let mut out = Output::new(&qkv);
+            let arguments = vec![
+                Argument::Write(&mut out.0),
+                read(&cu_seqlens),
+                tile_bytes(&tiles),
+                read(&cosines),
+                read(&sines),
+                Argument::Int(heads as i32),
+            ];
+            self.device.launch(rotate, Launch::per_tile(tiles.len()), arguments)?;
+            self.compare(rotate, &shape, &out, &rotated, 0.0);
         }
+        let mut out = Output::new(&vec![T::narrow(-7.0); tokens * width]);
+        let arguments = vec![
+            read(&rotated),
+            read(&cu_seqlens),
+            tile_bytes(&tiles),
+            read(&cosines),
+            read(&sines),
+            Argument::Write(&mut out.0),
+            Argument::Int(heads as i32),
+            Argument::Float(scale),
+        ];
+        self.device.launch(kernel, Launch::attention(T::NUMBER, tiles.len(), heads), arguments)?;
+        self.compare(kernel, &shape, &out, &expected, units);
         Ok(())
     }
 
@@ -287,50 +314,50 @@ impl Trial<'_> {
             let hidden = self.random.within(1..1_300);
             let dropout = round % 2 == 0;
             let Packed { cu_seqlens, tiles, tokens, .. } =
-                packed(&lengths(&mut self.random, self.effort.tokens_max));
+                Packed::new(&lengths(&mut self.random, self.effort.tokens_max));
             let ids: Vec<u8> = (0..tokens).map(|_| self.random.within(0..33) as u8).collect();
             let table = numbers::<T>(&mut self.random, 33 * hidden);
             let mut expected = vec![O::narrow(f32::NAN); tokens * hidden];
             twin::embed(&ids, &cu_seqlens, &tiles, &table, &mut expected, hidden, dropout);
             let mut out = Output::new(&vec![O::narrow(-7.0); tokens * hidden]);
             let kernel = Kernel::Embed { table: T::NUMBER, out: O::NUMBER };
-            self.launch(
-                ANY_WIDTH,
-                kernel,
-                Launch::per_tile(tiles.len()),
-                vec![
-                    read(&ids),
-                    read(&cu_seqlens),
-                    tile_bytes(&tiles),
-                    read(&table),
-                    Argument::Write(&mut out.0),
-                    Argument::Int(hidden as i32),
-                    Argument::Int(i32::from(dropout)),
-                ],
-            )?;
-            let what = || format!("{} of width {hidden}", kernel.name());
-            self.agree(what, &out.values::<O>()?, &expected, 0.0)?;
+            let arguments = vec![
+                read(&ids),
+                read(&cu_seqlens),
+                tile_bytes(&tiles),
+                read(&table),
+                Argument::Write(&mut out.0),
+                Argument::Int(hidden as i32),
+                Argument::Int(i32::from(dropout)),
+            ];
+            self.device.launch(kernel, Launch::per_tile(tiles.len()), arguments)?;
+            self.compare(kernel, &format!("{tokens} tokens, width {hidden}"), &out, &expected, 0.0);
         }
         Ok(())
     }
 
     fn norm<X: Stored + Plain, O: Stored + Plain + Debug>(&mut self) -> Result<(), String> {
-        for round in 0..2 * self.effort.rounds {
+        for round in 0..3 * self.effort.rounds {
             let rows = self.random.within(1..40);
-            let width =
-                if round % 2 == 0 { 8 * self.random.within(1..640) } else { self.random.within(1..700) };
+            let width = match round % 3 {
+                0 => 8 * self.random.within(1..321),
+                1 => self.random.within(1..700),
+                // Where the wider kernel is taken.
+                _ => 8 * self.random.within(321..641),
+            };
             let x = numbers::<X>(&mut self.random, rows * width);
             let scale = numbers::<f32>(&mut self.random, width);
             let shift = numbers::<f32>(&mut self.random, width);
             let mut expected = vec![O::narrow(f32::NAN); rows * width];
             twin::layer_norm(&x, &scale, &shift, &mut expected, rows, width, 1e-5);
-            let mut out = Output::new(&vec![O::narrow(-7.0); rows * width]);
-            let kernel = Kernel::LayerNorm { x: X::NUMBER, out: O::NUMBER };
-            self.launch(
-                ANY_WIDTH,
-                kernel,
-                Launch::layer_norm(rows),
-                vec![
+            let (x_number, out_number) = (X::NUMBER, O::NUMBER);
+            // Either is right for any width.
+            for kernel in [
+                Kernel::LayerNorm { x: x_number, out: out_number },
+                Kernel::LayerNormWide { x: x_number, out: out_number },
+            ] {
+                let mut out = Output::new(&vec![O::narrow(-7.0); rows * width]);
+                let arguments = vec![
                     read(&x),
                     read(&scale),
                     read(&shift),
@@ -338,10 +365,10 @@ impl Trial<'_> {
                     Argument::Int(rows as i32),
                     Argument::Int(width as i32),
                     Argument::Float(1e-5),
-                ],
-            )?;
-            let what = || format!("{} of {rows} rows, width {width}", kernel.name());
-            self.agree(what, &out.values::<O>()?, &expected, 0.0)?;
+                ];
+                self.device.launch(kernel, Launch::layer_norm(rows), arguments)?;
+                self.compare(kernel, &format!("{rows} rows, width {width}"), &out, &expected, 0.0);
+            }
         }
         Ok(())
     }
@@ -374,10 +401,9 @@ impl Trial<'_> {
                         vec![Argument::Write(&mut out.0), read(&bias), Argument::Int(width as i32)];
                     (Launch::per_row(rows, width), arguments)
                 };
-                self.launch(ANY_WIDTH, kernel, launch, arguments)?;
+                self.device.launch(kernel, launch, arguments)?;
                 let units = if let Kernel::Bias(_) = kernel { 0.0 } else { units };
-                let what = || format!("{} of {rows} rows, width {width}", kernel.name());
-                self.agree(what, &out.values::<T>()?, &expected, units)?;
+                self.compare(kernel, &format!("{rows} rows, width {width}"), &out, &expected, units);
             }
         }
         Ok(())
@@ -395,19 +421,19 @@ impl Trial<'_> {
             let kernel = Kernel::BiasResidual { product: P::NUMBER, residual: R::NUMBER };
             let arguments =
                 vec![read(&product), read(&bias), Argument::Write(&mut out.0), Argument::Int(width as i32)];
-            self.launch(ANY_WIDTH, kernel, Launch::per_row(rows, width), arguments)?;
-            let what = || format!("{} of {rows} rows, width {width}", kernel.name());
-            self.agree(what, &out.values::<R>()?, &expected, 0.0)?;
+            self.device.launch(kernel, Launch::per_row(rows, width), arguments)?;
+            self.compare(kernel, &format!("{rows} rows, width {width}"), &out, &expected, 0.0);
         }
         Ok(())
     }
 
     fn pool<T: Stored + Plain>(&mut self) -> Result<(), String> {
+        const NOT_FINITE: &str = "which sequences are not finite";
         for _ in 0..self.effort.rounds {
             let width = self.random.within(1..1_300);
             let lengths = lengths(&mut self.random, self.effort.tokens_max);
             let sequences = lengths.len();
-            let Packed { cu_seqlens, tiles, tokens, .. } = packed(&lengths);
+            let Packed { cu_seqlens, tiles, tokens, .. } = Packed::new(&lengths);
             let pooled: Vec<i32> =
                 lengths.iter().map(|&length| self.random.within(1..length - 1) as i32).collect();
             let mut x = numbers::<T>(&mut self.random, tokens * width);
@@ -418,31 +444,21 @@ impl Trial<'_> {
             for mode in [PoolMode::Mean, PoolMode::Bos, PoolMode::Max] {
                 let (mut expected, mut expected_flags) = (vec![0.0; sequences * width], vec![0; sequences]);
                 twin::pool(&x, &cu_seqlens, &pooled, mode, &mut expected, &mut expected_flags, width);
-                let mut out = Output::new(&vec![-7.0f32; sequences * width]);
-                let mut flags = Output::new(&vec![0i32; sequences]);
+                let (mut out, mut flags) = pooled_output(sequences, sequences * width);
                 let kernel = Kernel::Pool(T::NUMBER);
-                self.launch(
-                    ANY_WIDTH,
-                    kernel,
-                    Launch::pool(sequences, width),
-                    vec![
-                        read(&x),
-                        read(&cu_seqlens),
-                        read(&pooled),
-                        Argument::Int(mode as i32),
-                        Argument::Write(&mut out.0),
-                        Argument::Write(&mut flags.0),
-                        Argument::Int(width as i32),
-                    ],
-                )?;
-                let what = || format!("{} {mode:?} of width {width}", kernel.name());
-                self.agree(what, &out.values::<f32>()?, &expected, 0.0)?;
-                if flags.values::<i32>()? != expected_flags {
-                    return Err(format!(
-                        "{} {mode:?}: other sequences are said not to be finite",
-                        kernel.name()
-                    ));
-                }
+                let arguments = vec![
+                    read(&x),
+                    read(&cu_seqlens),
+                    read(&pooled),
+                    Argument::Int(mode as i32),
+                    Argument::Write(&mut out.0),
+                    Argument::Write(&mut flags.0),
+                    Argument::Int(width as i32),
+                ];
+                self.device.launch(kernel, Launch::pool(sequences, width), arguments)?;
+                let shape = format!("{sequences} sequences, width {width}, {mode:?}");
+                self.compare(kernel, &shape, &out, &expected, 0.0);
+                self.compare_flags(kernel, &shape, &flags, &expected_flags, NOT_FINITE);
             }
 
             let rows: Vec<u32> = pooled.iter().map(|&rows| rows as u32).collect();
@@ -459,29 +475,22 @@ impl Trial<'_> {
                 &mut expected_flags,
                 width,
             );
-            let mut out = Output::new(&vec![-7.0f32; total * width]);
-            let mut flags = Output::new(&vec![0i32; sequences]);
+            let (mut out, mut flags) = pooled_output(sequences, total * width);
             let kernel = Kernel::Gather(T::NUMBER);
-            self.launch(
-                ANY_WIDTH,
-                kernel,
-                Launch::per_tile(tiles.len()),
-                vec![
-                    read(&x),
-                    read(&cu_seqlens),
-                    tile_bytes(&tiles),
-                    read(&pooled),
-                    read(&before),
-                    Argument::Write(&mut out.0),
-                    Argument::Write(&mut flags.0),
-                    Argument::Int(width as i32),
-                ],
-            )?;
-            let what = || format!("{} of width {width}", kernel.name());
-            self.agree(what, &out.values::<f32>()?, &expected, 0.0)?;
-            if flags.values::<i32>()? != expected_flags {
-                return Err(format!("{}: other sequences are said not to be finite", kernel.name()));
-            }
+            let arguments = vec![
+                read(&x),
+                read(&cu_seqlens),
+                tile_bytes(&tiles),
+                read(&pooled),
+                read(&before),
+                Argument::Write(&mut out.0),
+                Argument::Write(&mut flags.0),
+                Argument::Int(width as i32),
+            ];
+            self.device.launch(kernel, Launch::per_tile(tiles.len()), arguments)?;
+            let shape = format!("{sequences} sequences, width {width}");
+            self.compare(kernel, &shape, &out, &expected, 0.0);
+            self.compare_flags(kernel, &shape, &flags, &expected_flags, NOT_FINITE);
         }
         Ok(())
     }
@@ -496,34 +505,34 @@ impl Trial<'_> {
             let mut out = Output::new(&vec![D::narrow(-7.0); count]);
             let mut flag = Output::new(&[0i32]);
             let kernel = Kernel::Convert { from: S::NUMBER, to: D::NUMBER };
-            self.launch(
-                ANY_WIDTH,
-                kernel,
-                Launch::per_number(count),
-                vec![
-                    read(&from),
-                    Argument::Write(&mut out.0),
-                    Argument::Long(count as i64),
-                    Argument::Write(&mut flag.0),
-                ],
-            )?;
-            self.compared += count;
-            let what = |error| format!("{} of {count} numbers: {error}", kernel.name());
-            same(&out.values::<D>()?, &expected).map_err(what)?;
-            if flag.values::<i32>()? != [expected_flag] {
-                return Err(format!("{}: an overflow of {largest:e} is told wrong", kernel.name()));
-            }
+            let arguments = vec![
+                read(&from),
+                Argument::Write(&mut out.0),
+                Argument::Long(count as i64),
+                Argument::Write(&mut flag.0),
+            ];
+            self.device.launch(kernel, Launch::per_number(count), arguments)?;
+            let shape = format!("{count} numbers, one {largest:e}");
+            self.compare(kernel, &shape, &out, &expected, 0.0);
+            self.compare_flags(kernel, &shape, &flag, &[expected_flag], "an overflow");
         }
         Ok(())
     }
 }
 
-type Kind = (&'static str, &'static [Number], fn(&mut Trial<'_>) -> Result<(), String>);
+/// Room for so many pooled numbers, and for flags of sequences.
+fn pooled_output(sequences: usize, numbers: usize) -> (Output, Output) {
+    (Output::new(&vec![-7.0f32; numbers]), Output::new(&vec![0i32; sequences]))
+}
 
-/// Makes every check of this step.
-pub(super) fn kernels(device: &mut dyn Launcher, effort: Effort, seed: u64) {
+type Body = fn(&mut Trial<'_>) -> Result<(), String>;
+/// What is tried, the number types that the device must have for it, and how.
+type Kind = (&'static str, &'static [Number], Body);
+
+/// Every check of this step: between them, they launch every kernel.
+fn kinds() -> [Kind; 25] {
     use Number::{Bf16, F16, F32};
-    let kinds: [Kind; 25] = [
+    [
         ("attention f32", &[F32], |trial| trial.attention::<f32>()),
         ("attention f16", &[F16], |trial| trial.attention::<f16>()),
         ("attention bf16", &[Bf16], |trial| trial.attention::<bf16>()),
@@ -561,23 +570,26 @@ pub(super) fn kernels(device: &mut dyn Launcher, effort: Effort, seed: u64) {
         ("conversion f16 and bf16", &[F16, Bf16], |trial| {
             trial.convert::<f16, bf16>().and_then(|()| trial.convert::<bf16, f16>())
         }),
-    ];
-    for (index, (name, numbers, body)) in kinds.into_iter().enumerate() {
+    ]
+}
+
+/// Makes every check of this step.
+pub(super) fn kernels(device: &mut dyn Launcher, effort: Effort, seed: u64) {
+    for (index, (name, numbers, body)) in kinds().into_iter().enumerate() {
         let what = format!("kernels: {name}");
         if let Some(why) = numbers.iter().find_map(|&number| device.supports(number).err()) {
             super::report::skip(&what, why);
             continue;
         }
-        let random = Random::new(seed.wrapping_add(index as u64));
-        let mut trial = Trial { device, random, effort, compared: 0 };
-        check(&what, || {
-            body(&mut trial).map(|()| format!("{} numbers are those of the twin", trial.compared))
-        });
+        let trial = Trial::new(device, effort, seed.wrapping_add(index as u64));
+        check(&what, || trial.run(body));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -604,24 +616,28 @@ mod tests {
         assert!(output.values::<f32>().is_err());
     }
 
-    /// Computes with the twins: what a device without a fault answers.
-    struct Faultless {
-        /// Adds to each result, for a device with one.
+    /// Converts f32 to f16 and computes nothing else.
+    struct Converter {
+        /// Added to each result.
         error: f32,
+        launched: HashSet<Kernel>,
     }
 
-    impl Launcher for Faultless {
+    impl Converter {
+        fn new(error: f32) -> Self {
+            Self { error, launched: HashSet::new() }
+        }
+    }
+
+    impl Launcher for Converter {
         fn launch(
             &mut self,
-            _: usize,
             kernel: Kernel,
             _: Launch,
             mut arguments: Vec<Argument<'_>>,
         ) -> Result<(), String> {
-            let Kernel::Convert { from: Number::F32, to: Number::F16 } = kernel else {
-                return Err("not computed here".into());
-            };
-            let error = self.error;
+            self.launched.insert(kernel);
+            let Kernel::Convert { from: Number::F32, to: Number::F16 } = kernel else { return Ok(()) };
             let [Argument::Read(from), Argument::Write(to), _, Argument::Write(flag)] =
                 arguments.as_mut_slice()
             else {
@@ -630,7 +646,7 @@ mod tests {
             let from: Vec<f32> = from.chunks_exact(4).map(f32::get).collect();
             let mut halves = vec![f16::ZERO; from.len()];
             let overflowed = twin::convert(&from, &mut halves);
-            halves.iter_mut().for_each(|half| *half = f16::from_f32(half.to_f32() + error));
+            halves.iter_mut().for_each(|half| *half = f16::from_f32(half.to_f32() + self.error));
             to[..2 * halves.len()].copy_from_slice(&bytes_of(&halves));
             flag[..4].copy_from_slice(&i32::from(overflowed).to_le_bytes());
             Ok(())
@@ -645,13 +661,29 @@ mod tests {
         }
     }
 
+    const LITTLE: Effort = Effort { rounds: 1, tokens_max: 100 };
+
     #[test]
     fn a_device_that_is_wrong_by_little_is_found() {
         for (error, passes) in [(0.0, true), (0.01, false)] {
-            let mut device = Faultless { error };
-            let effort = Effort { rounds: 1, tokens_max: 200 };
-            let mut trial = Trial { device: &mut device, random: Random::new(1), effort, compared: 0 };
-            assert_eq!(trial.convert::<f32, f16>().is_ok(), passes);
+            let mut device = Converter::new(error);
+            let result = Trial::new(&mut device, LITTLE, 1).run(|trial| trial.convert::<f32, f16>());
+            assert_eq!(result.is_ok(), passes, "{result:?}");
+        }
+    }
+
+    #[test]
+    fn every_kernel_is_launched_and_none_passes_that_computes_nothing() {
+        let mut device = Converter::new(0.0);
+        let mut failed = String::new();
+        for (name, _, body) in kinds() {
+            failed += &Trial::new(&mut device, LITTLE, 1).run(body).expect_err(name);
+            failed += "; ";
+        }
+        for kernel in Kernel::all() {
+            assert!(device.launched.contains(&kernel), "{} is not checked", kernel.name());
+            let works = matches!(kernel, Kernel::Convert { from: Number::F32, to: Number::F16 });
+            assert_eq!(failed.contains(&format!("{} of ", kernel.name())), !works, "{kernel:?}: {failed}");
         }
     }
 
@@ -662,6 +694,9 @@ mod tests {
             let lengths = lengths(&mut random, tokens_max);
             assert!(lengths.len() >= 3 && lengths.iter().all(|&length| length >= 3));
             assert!((tokens_max - 4..=tokens_max + 3).contains(&lengths.iter().sum()), "{lengths:?}");
+            let [beyond, _, within] = long_lengths(&mut random, tokens_max)[..3] else { panic!() };
+            assert!((ROTATED_BEYOND - 19..=ROTATED_BEYOND).contains(&within), "{within}");
+            assert!(beyond > ROTATED_BEYOND, "{beyond}");
         }
     }
 }

@@ -232,6 +232,25 @@ impl Kernel {
         (Some(Self::RotateKeys { number, head_width }), Self::AttentionRotated { number, head_width })
     }
 
+    /// The width of the heads that it is compiled for; `None` where that does not matter.
+    pub fn head_width(self) -> Option<usize> {
+        match self {
+            Self::Attention { head_width, .. }
+            | Self::AttentionRotated { head_width, .. }
+            | Self::RotateKeys { head_width, .. } => Some(head_width),
+            Self::Embed { .. }
+            | Self::LayerNorm { .. }
+            | Self::LayerNormWide { .. }
+            | Self::Gelu(_)
+            | Self::Bias(_)
+            | Self::BiasGelu(_)
+            | Self::BiasResidual { .. }
+            | Self::Pool(_)
+            | Self::Gather(_)
+            | Self::Convert { .. } => None,
+        }
+    }
+
     /// The source that defines it.
     pub fn source(self) -> Source {
         match self {

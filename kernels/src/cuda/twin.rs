@@ -7,7 +7,7 @@
 
 use half::{bf16, f16};
 
-use super::launch::{ROTATED_BEYOND, TILE_ROWS};
+use super::launch::{ROTATED_BEYOND, TILE_ROWS, tiles};
 use super::sources::Number;
 use crate::alphabet::MASK;
 
@@ -18,6 +18,8 @@ const GROUP: usize = 8;
 pub trait Stored: Copy {
     /// Its type.
     const NUMBER: Number;
+    /// The unit in the last place of 1.
+    const EPSILON: f32;
 
     /// Exactly this number.
     fn widen(self) -> f32;
@@ -28,6 +30,7 @@ pub trait Stored: Copy {
 
 impl Stored for f32 {
     const NUMBER: Number = Number::F32;
+    const EPSILON: f32 = f32::EPSILON;
 
     fn widen(self) -> f32 {
         self
@@ -40,6 +43,7 @@ impl Stored for f32 {
 
 impl Stored for f16 {
     const NUMBER: Number = Number::F16;
+    const EPSILON: f32 = f16::EPSILON.to_f32_const();
 
     fn widen(self) -> f32 {
         self.to_f32()
@@ -52,6 +56,7 @@ impl Stored for f16 {
 
 impl Stored for bf16 {
     const NUMBER: Number = Number::Bf16;
+    const EPSILON: f32 = bf16::EPSILON.to_f32_const();
 
     fn widen(self) -> f32 {
         self.to_f32()
@@ -59,6 +64,36 @@ impl Stored for bf16 {
 
     fn narrow(x: f32) -> Self {
         Self::from_f32(x)
+    }
+}
+
+/// Sequences back to back, as kernels and twins take them.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// [sequences + 1].
+    pub cu_seqlens: Vec<i32>,
+    /// Of [`super::tiles`].
+    pub tiles: Vec<[i32; 2]>,
+    /// Tokens of all sequences.
+    pub tokens: usize,
+    /// Tokens of the longest one.
+    pub longest: usize,
+}
+
+impl Packed {
+    /// Sequences of so many tokens each.
+    pub fn new(lengths: &[usize]) -> Self {
+        let mut limits = vec![0u32];
+        limits.extend(lengths.iter().scan(0, |end, &length| {
+            *end += length as u32;
+            Some(*end)
+        }));
+        Self {
+            cu_seqlens: limits.iter().map(|&limit| limit as i32).collect(),
+            tiles: tiles(&limits),
+            tokens: lengths.iter().sum(),
+            longest: lengths.iter().copied().max().unwrap_or(0),
+        }
     }
 }
 
@@ -164,6 +199,8 @@ fn exp(x: f32) -> f32 {
 }
 
 /// The exact GELU; see `gelu` in `epilogue.cu`.
+///
+/// Written apart from the CPU engine's, on purpose: each answers for the other.
 fn gelu_of(x: f32) -> f32 {
     #[expect(clippy::excessive_precision, reason = "as printed by the fit")]
     const TERMS: [f32; 11] = [
