@@ -3,6 +3,7 @@
 //! [`crate::encoder`] is written once over this trait; each kind of device implements it. An
 //! implementation owns its memory and its threads or streams and knows nothing of layers.
 
+use crate::alphabet::MASK;
 use crate::model::Tensor;
 use crate::{Batch, EngineError, Pooling, Progress};
 
@@ -33,6 +34,14 @@ pub struct PooledRows {
     pub values: Vec<f32>,
     /// Sequences whose rows hold NaN or infinity; `None` where the device has not looked.
     pub non_finite: Option<Vec<u32>>,
+}
+
+/// The factor by which token dropout scales a sequence's embeddings.
+///
+/// The network was trained with 12 % of its tokens masked: `0.88 / (1 - masked share)`.
+pub fn dropout_scale(tokens: &[u8]) -> f32 {
+    let masked = tokens.iter().filter(|&&token| token == MASK).count();
+    (0.88 / (1.0 - masked as f64 / tokens.len() as f64)) as f32
 }
 
 /// The operations of an ESM-2 encoder on one device.
@@ -93,8 +102,7 @@ pub trait Ops {
 
     /// Looks up token embeddings; `out` becomes [tokens, hidden].
     ///
-    /// With `token_dropout`, rows of `<mask>` become zero and each sequence is scaled by
-    /// `0.88 / (1 - masked share)`: the network was trained with 12 % of its tokens masked.
+    /// With `token_dropout`, rows of `<mask>` become zero and each sequence is scaled by its [`dropout_scale`].
     ///
     /// # Errors
     /// When the device fails.
@@ -182,4 +190,15 @@ pub trait Ops {
     /// # Errors
     /// When the device fails.
     fn wait(&mut self, pooled: Self::Pooled, progress: &Progress) -> Result<PooledRows, EngineError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masked_tokens_weigh_on_the_others() {
+        assert_eq!(dropout_scale(&[0, 5, 6, 2]), 0.88);
+        assert_eq!(dropout_scale(&[0, MASK, 6, 2]), (0.88f64 / 0.75) as f32);
+    }
 }

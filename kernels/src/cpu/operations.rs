@@ -19,7 +19,7 @@ use super::pooling::pool;
 use super::product::{PackedLinear, ROW_QUANTUM, lanes};
 use crate::alphabet::MASK;
 use crate::model::Tensor;
-use crate::ops::{Epilogue, LinearRows, Ops, PooledRows};
+use crate::ops::{Epilogue, LinearRows, Ops, PooledRows, dropout_scale};
 use crate::{Batch, EngineError, Pooling, Precision, Progress};
 
 /// Most rows that one task of a row-wise operation takes. Every task streams the weights once, so
@@ -284,9 +284,7 @@ impl Ops for CpuOps {
         let mut tail = out;
         for index in 0..batch.len() {
             let tokens = batch.sequence(index);
-            let masked = tokens.iter().filter(|&&token| token == MASK).count();
-            let scale =
-                if token_dropout { (0.88 / (1.0 - masked as f64 / tokens.len() as f64)) as f32 } else { 1.0 };
+            let scale = if token_dropout { dropout_scale(tokens) } else { 1.0 };
             let (target, rest) = tail.split_at_mut(tokens.len() * hidden);
             for (row, &token) in target.chunks_exact_mut(hidden).zip(tokens) {
                 if token_dropout && token == MASK {

@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use super::launch::{ROTATED_BEYOND, TILE_ROWS, tiles};
 use super::sources::Number;
 use crate::alphabet::MASK;
+use crate::ops::dropout_scale;
 
 const WARP: usize = 32;
 const GROUP: usize = 8;
@@ -112,9 +113,7 @@ pub fn embed<T: Stored, O: Stored>(
 ) {
     for tile in tiles {
         let (rows, sequence) = tile_rows(cu_seqlens, *tile);
-        let masked = tokens[sequence.clone()].iter().filter(|&&token| token == MASK).count();
-        let scale =
-            if token_dropout { (0.88 / (1.0 - masked as f64 / sequence.len() as f64)) as f32 } else { 1.0 };
+        let scale = if token_dropout { dropout_scale(&tokens[sequence]) } else { 1.0 };
         for row in rows {
             let token = tokens[row];
             let embedding = &table[usize::from(token) * hidden..][..hidden];
