@@ -7,6 +7,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod seeded;
+
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt::Debug;
@@ -163,16 +165,8 @@ impl<T: Copy> Memory<T> {
     }
 }
 
-/// Numbers of either sign whose size varies, the same for the same seed.
 fn numbers<T: Stored>(seed: u64, count: usize) -> Vec<T> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| T::narrow(next() * 4.0 + next())).collect()
+    seeded::numbers(seed, count).into_iter().map(T::narrow).collect()
 }
 
 /// Fails unless `got` and `expected` are the same numbers; NaN is NaN.

@@ -9,8 +9,9 @@
 #[path = "emulation/alone.rs"]
 mod alone;
 mod emulation;
+#[expect(dead_code, reason = "these tests need a part of it")]
+mod reference;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -22,90 +23,33 @@ use kernels::cuda::{CudaEngine, Gpu};
 use kernels::{
     Batch, Embeddings, Engine, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress,
 };
+use reference::{Case, Golden, assert_close, repository};
 use safetensors::tensor::{Dtype, TensorView};
-use serde::Deserialize;
 
 /// A GPU with room for some thousand tokens of the tiny model, whose waves are 512 rows.
 const SMALL: &str = "memory=188M";
 
-#[derive(Deserialize)]
-struct Manifest {
-    cases: Vec<Case>,
-    tolerances: HashMap<String, Tolerance>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    row: usize,
-    id: String,
-    variant: String,
-    n_tokens: usize,
-    pool_first: Option<u32>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-struct Tolerance {
-    rel_l2: f64,
-    max_abs: f64,
-    min_cos: f64,
-}
-
-/// Weights and float64 results of an independent reference; see `golden.rs`.
-struct Golden {
-    manifest: Manifest,
-    tokens: HashMap<String, Vec<u8>>,
-    expected: Vec<f64>,
-    hidden: usize,
+fn golden() -> Golden {
+    Golden::read(&folder(), "tiny")
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/golden")
+    repository().join("tests/golden")
 }
 
-impl Golden {
-    fn read() -> Self {
-        let file = |name: &str| std::fs::read(folder().join(name)).unwrap();
-        let npy = file("expected_tiny_f64.npy");
-        let npy = npyz::NpyFile::new(npy.as_slice()).unwrap();
-        let hidden = npy.shape()[1] as usize;
-        Self {
-            manifest: serde_json::from_slice(&file("manifest.json")).unwrap(),
-            tokens: serde_json::from_slice(&file("tokens.json")).unwrap(),
-            expected: npy.into_vec().unwrap(),
-            hidden,
-        }
-    }
+/// Cases of at most `tokens_max` tokens.
+fn cases(golden: &Golden, tokens_max: usize) -> Vec<&Case> {
+    golden.manifest.cases.iter().filter(|case| case.n_tokens <= tokens_max).collect()
+}
 
-    /// Cases of at most `tokens_max` tokens.
-    fn cases(&self, tokens_max: usize) -> Vec<&Case> {
-        self.manifest.cases.iter().filter(|case| case.n_tokens <= tokens_max).collect()
-    }
+fn batch_of(golden: &Golden, cases: &[&Case]) -> Batch {
+    golden.batch(cases.iter().copied())
+}
 
-    fn batch<'a>(&self, cases: impl IntoIterator<Item = &'a &'a Case>) -> Batch {
-        let mut batch = Batch::default();
-        for case in cases {
-            let tokens = &self.tokens[&format!("{}|{}", case.id, case.variant)];
-            let residues = tokens.len() as u32 - 2;
-            batch.push_tokens(case.row as u64, tokens, case.pool_first.unwrap_or(residues).min(residues));
-        }
-        batch
-    }
-
-    fn assert_close(&self, got: &[f32], case: &Case, tolerance: &str) {
-        let expected = &self.expected[case.row * self.hidden..][..self.hidden];
-        let Tolerance { rel_l2, max_abs, min_cos } = self.manifest.tolerances[tolerance];
-        let pairs = || got.iter().zip(expected).map(|(&got, &expected)| (f64::from(got), expected));
-        let sum = |of: fn((f64, f64)) -> f64| pairs().map(of).sum::<f64>();
-        let (got_norm, expected_norm) = (sum(|(g, _)| g * g), sum(|(_, e)| e * e));
-        let l2 = (sum(|(g, e)| (g - e).powi(2)) / expected_norm).sqrt();
-        let cosine = sum(|(g, e)| g * e) / (got_norm * expected_norm).sqrt();
-        let abs = pairs().map(|(g, e)| (g - e).abs()).fold(0.0, f64::max);
-        assert!(
-            l2 <= rel_l2 && abs <= max_abs && cosine >= min_cos,
-            "{tolerance} {}: relative L2 {l2:e}, max abs {abs:e}, cosine {cosine}",
-            case.id
-        );
-    }
+fn assert_golden(golden: &Golden, got: &[f32], case: &Case, tolerance: &str) {
+    let expected = golden.expected_row(case.row);
+    let what = format!("{tolerance} {}", case.id);
+    assert_close(got, expected, golden.manifest.tolerances[tolerance], &what);
 }
 
 /// Where compiled kernels and timings are kept: in one place for all tests, as long as the emulation is the same.
@@ -147,14 +91,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 fn check_golden(precision: Precision, tolerance: &str) {
-    let golden = Golden::read();
+    let golden = golden();
     let mut engine = engine(precision);
     let began = Instant::now();
-    let cases = golden.cases(300);
-    let all = run(&mut engine, &golden.batch(&cases));
+    let cases = cases(&golden, 300);
+    let all = run(&mut engine, &batch_of(&golden, &cases));
     assert_eq!(all.hidden, golden.hidden);
     for (case, row) in cases.iter().zip(all.values.chunks_exact(golden.hidden)) {
-        golden.assert_close(row, case, tolerance);
+        assert_golden(&golden, row, case, tolerance);
     }
     println!("{tolerance}: {} sequences in {:?}", cases.len(), began.elapsed());
 }
@@ -184,7 +128,7 @@ fn bf16_matches_the_golden_values() {
 
 /// Some short proteins of the golden set.
 fn few(golden: &Golden, count: usize) -> Vec<&Case> {
-    golden.cases(80).into_iter().step_by(3).take(count).collect()
+    cases(golden, 80).into_iter().step_by(3).take(count).collect()
 }
 
 #[test]
@@ -193,15 +137,15 @@ fn a_sequence_alone_is_what_it_is_among_others_and_neighbours_change_no_bit() {
     if !alone(name, SMALL) {
         return;
     }
-    let golden = Golden::read();
+    let golden = golden();
     let cases = few(&golden, 6);
     for precision in [Precision::Fp32, Precision::Fp16] {
         let mut engine = engine(precision);
-        let before = golden.batch(&cases);
+        let before = batch_of(&golden, &cases);
         let together = run(&mut engine, &before);
         let rows: Vec<&[f32]> = together.values.chunks_exact(golden.hidden).collect();
         for (case, row) in cases.iter().zip(&rows) {
-            let alone = run(&mut engine, &golden.batch([case])).values;
+            let alone = run(&mut engine, &batch_of(&golden, &[case])).values;
             assert_eq!(bits(&alone), bits(row), "{precision:?} {}", case.id);
         }
         for changed in [0, 3, 5] {
@@ -227,8 +171,8 @@ fn every_way_of_pooling_and_every_layer_is_that_of_the_cpu() {
         return;
     }
     keep_kernels("shared");
-    let (golden, model) = (Golden::read(), model());
-    let batch = golden.batch(&few(&golden, 4));
+    let (golden, model) = (golden(), model());
+    let batch = batch_of(&golden, &few(&golden, 4));
     for (layer, pooling) in [
         (2, Pooling::None),
         (2, Pooling::Bos),
@@ -261,13 +205,13 @@ fn batches_under_way_give_the_bits_that_each_gives_alone_in_any_order() {
         if !alone(name, &format!("{SMALL}; {script}")) {
             continue;
         }
-        let golden = Golden::read();
-        let cases = golden.cases(80);
+        let golden = golden();
+        let cases = cases(&golden, 80);
         // Of several sizes, so that inputs and outputs grow on the way, too.
         let batches: Vec<Batch> = [1, 2, 1, 5, 3, 9, 2, 1]
             .iter()
             .enumerate()
-            .map(|(at, &n)| golden.batch(&cases[at..at + n]))
+            .map(|(at, &n)| batch_of(&golden, &cases[at..at + n]))
             .collect();
         for pooling in [Pooling::Mean, Pooling::None] {
             keep_kernels("shared");
@@ -302,7 +246,7 @@ fn a_longer_sequence_than_any_before_joins_others_under_way() {
     if !alone("a_longer_sequence_than_any_before_joins_others_under_way", &format!("{SMALL}; order=late")) {
         return;
     }
-    let golden = Golden::read();
+    let golden = golden();
     let short = few(&golden, 3);
     // Beyond the positions that rotary angles are made for at first.
     let long: Vec<&Case> =
@@ -312,12 +256,12 @@ fn a_longer_sequence_than_any_before_joins_others_under_way() {
     let progress = Progress::default();
     let order = [&short, &long, &short];
     for cases in order {
-        engine.begin(&golden.batch(cases), false, &progress).unwrap();
+        engine.begin(&batch_of(&golden, cases), false, &progress).unwrap();
     }
     for cases in order {
         let rows = engine.finish(&progress).unwrap().values;
         for (case, row) in cases.iter().zip(rows.chunks_exact(golden.hidden)) {
-            golden.assert_close(row, case, "fp16");
+            assert_golden(&golden, row, case, "fp16");
         }
     }
 }
@@ -333,8 +277,8 @@ fn nothing_is_waited_for_or_allocated_while_batches_are_handed_over() {
     if !alone(name, &script) {
         return;
     }
-    let golden = Golden::read();
-    let batch = golden.batch(&few(&golden, 3));
+    let golden = golden();
+    let batch = batch_of(&golden, &few(&golden, 3));
     let mut engine = engine(Precision::Fp16);
     let progress = Progress::default();
     // After one round every slot has its memory, and every product its plan.
@@ -368,9 +312,9 @@ fn an_exact_run_is_fp32_and_leaves_nothing_behind() {
     if !alone("an_exact_run_is_fp32_and_leaves_nothing_behind", SMALL) {
         return;
     }
-    let golden = Golden::read();
+    let golden = golden();
     let cases = few(&golden, 4);
-    let batch = golden.batch(&cases);
+    let batch = batch_of(&golden, &cases);
     let mut engine = engine(Precision::Fp16);
     let progress = Progress::default();
     let before = run(&mut engine, &batch);
@@ -384,7 +328,7 @@ fn an_exact_run_is_fp32_and_leaves_nothing_behind() {
     let exact = engine.finish(&progress).unwrap();
     let last = engine.finish(&progress).unwrap();
     for (case, row) in cases.iter().zip(exact.values.chunks_exact(golden.hidden)) {
-        golden.assert_close(row, case, "fp32");
+        assert_golden(&golden, row, case, "fp32");
     }
     for other in [first, last] {
         assert_eq!(bits(&other.values), bits(&before.values));
@@ -428,8 +372,8 @@ fn weights_of_any_stored_type_arrive_as_the_same_numbers() {
     if !alone("weights_of_any_stored_type_arrive_as_the_same_numbers", SMALL) {
         return;
     }
-    let golden = Golden::read();
-    let batch = golden.batch(&few(&golden, 3));
+    let golden = golden();
+    let batch = batch_of(&golden, &few(&golden, 3));
     let expected = run(&mut engine(Precision::Fp16), &batch);
     // Matrices as f16, but for keys: some are copied, some converted, and queries, keys and values are of two types.
     let (_folder, model) = changed(|name, numbers| {
@@ -449,7 +393,7 @@ fn sequences_that_become_not_finite_are_named_and_the_engine_goes_on() {
         return;
     }
     keep_kernels("shared");
-    let golden = Golden::read();
+    let golden = golden();
     // Tryptophan's embedding is broken.
     let (_folder, model) = changed(|name, mut numbers| {
         if name.ends_with("word_embeddings.weight") {
@@ -473,8 +417,8 @@ fn sequences_that_become_not_finite_are_named_and_the_engine_goes_on() {
     let mut fine = Batch::default();
     fine.push(0, b"MKV", 3);
     run(&mut engine, &fine);
-    let cases = golden.cases(5);
-    assert!(run(&mut engine, &golden.batch(&cases)).values.iter().all(|value| value.is_finite()));
+    let cases = cases(&golden, 5);
+    assert!(run(&mut engine, &batch_of(&golden, &cases)).values.iter().all(|value| value.is_finite()));
 
     drop(engine);
     let (_folder, model) = changed(|name, mut numbers| {
@@ -506,8 +450,8 @@ fn a_batch_that_does_not_fit_is_told_so_and_all_others_go_on() {
     if !alone("a_batch_that_does_not_fit_is_told_so_and_all_others_go_on", SMALL) {
         return;
     }
-    let golden = Golden::read();
-    let batch = golden.batch(&few(&golden, 4));
+    let golden = golden();
+    let batch = batch_of(&golden, &few(&golden, 4));
     let mut engine = engine(Precision::Fp16);
     let description = engine.description().clone();
     let budget = description.token_budget.unwrap() as usize;
@@ -552,9 +496,9 @@ fn any_succession_of_batches_gives_what_each_gives_alone() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % below
         };
-        let golden = Golden::read();
-        let cases = golden.cases(80);
-        let batches: Vec<Batch> = [1, 3, 2, 6].iter().map(|&n| golden.batch(&cases[n..2 * n])).collect();
+        let golden = golden();
+        let cases = cases(&golden, 80);
+        let batches: Vec<Batch> = [1, 3, 2, 6].iter().map(|&n| batch_of(&golden, &cases[n..2 * n])).collect();
         let huge = huge();
         let progress = Progress::default();
         let mut engine = engine(Precision::Bf16);
@@ -591,8 +535,8 @@ fn a_batch_that_fails_half_way_leaves_nothing_to_the_next() {
     if !alone("a_batch_that_fails_half_way_leaves_nothing_to_the_next", &script) {
         return;
     }
-    let golden = Golden::read();
-    let (large, small) = (golden.batch(&few(&golden, 6)), golden.batch(&golden.cases(5)));
+    let golden = golden();
+    let (large, small) = (batch_of(&golden, &few(&golden, 6)), batch_of(&golden, &cases(&golden, 5)));
     let mut engine = engine(Precision::Fp32);
     let progress = Progress::default();
     let expected = bits(&run(&mut engine, &small).values);
@@ -629,8 +573,8 @@ fn a_product_that_is_refused_is_computed_otherwise() {
             continue;
         }
         keep_kernels("refused");
-        let golden = Golden::read();
-        let batch = golden.batch(&golden.cases(5));
+        let golden = golden();
+        let batch = batch_of(&golden, &cases(&golden, 5));
         let mut engine = engine(Precision::Fp32);
         let expected = bits(&run(&mut engine, &batch).values);
         // Eight products each.
@@ -1069,9 +1013,9 @@ fn without_products_that_add_a_bias_and_what_is_there_a_kernel_does() {
         return;
     }
     keep_kernels("without");
-    let golden = Golden::read();
+    let golden = golden();
     let cases = few(&golden, 4);
-    let batch = golden.batch(&cases);
+    let batch = batch_of(&golden, &cases);
     for (precision, tolerance) in
         [(Precision::Fp32, "fp32"), (Precision::Fp16, "fp16"), (Precision::Bf16, "bf16")]
     {
@@ -1085,13 +1029,13 @@ fn without_products_that_add_a_bias_and_what_is_there_a_kernel_does() {
             for _ in 0..4 {
                 let rows = run(&mut engine, &batch).values;
                 for (case, row) in cases.iter().zip(rows.chunks_exact(golden.hidden)) {
-                    golden.assert_close(row, case, tolerance);
+                    assert_golden(&golden, row, case, tolerance);
                 }
                 assert!(before.get_or_insert_with(|| bits(&rows)) == &bits(&rows), "{precision:?} {graphs}");
             }
             let exact = engine.run_exact(&batch, &Progress::default()).unwrap().values;
             for (case, row) in cases.iter().zip(exact.chunks_exact(golden.hidden)) {
-                golden.assert_close(row, case, "fp32");
+                assert_golden(&golden, row, case, "fp32");
             }
         }
     }
@@ -1099,8 +1043,8 @@ fn without_products_that_add_a_bias_and_what_is_there_a_kernel_does() {
 
 /// Runs batches until one fails.
 fn until_it_fails(engine: &mut CudaEngine, progress: &Progress) -> EngineError {
-    let golden = Golden::read();
-    let batch = golden.batch(&few(&golden, 2));
+    let golden = golden();
+    let batch = batch_of(&golden, &few(&golden, 2));
     for _ in 0..20 {
         for _ in 0..2 {
             if let Err(error) = engine.begin(&batch, false, progress) {
@@ -1170,10 +1114,10 @@ fn each_layer_ticks_while_the_device_computes() {
     if !alone("each_layer_ticks_while_the_device_computes", &format!("{SMALL}; order=late")) {
         return;
     }
-    let golden = Golden::read();
+    let golden = golden();
     let mut engine = engine(Precision::Fp32);
     let progress = Progress::default();
-    engine.begin(&golden.batch(&few(&golden, 2)), false, &progress).unwrap();
+    engine.begin(&batch_of(&golden, &few(&golden, 2)), false, &progress).unwrap();
     let enqueued = progress.ticks();
     assert!(enqueued >= 2 * 4, "{enqueued}");
     engine.finish(&progress).unwrap();
@@ -1185,8 +1129,8 @@ fn a_profile_names_every_kind_of_work() {
     if !alone("a_profile_names_every_kind_of_work", SMALL) {
         return;
     }
-    let golden = Golden::read();
-    let batch = golden.batch(&few(&golden, 2));
+    let golden = golden();
+    let batch = batch_of(&golden, &few(&golden, 2));
     let mut engine = engine(Precision::Fp16);
     let expected = run(&mut engine, &batch);
     let profile = engine.profile(&batch).unwrap();

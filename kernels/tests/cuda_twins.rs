@@ -5,8 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+#[expect(dead_code, reason = "these tests need a part of it")]
+mod reference;
+mod seeded;
 
 use half::{bf16, f16};
 use kernels::cpu::CpuOps;
@@ -15,9 +16,10 @@ use kernels::cuda::{ROTARY_HEAD_WIDTHS, attention_scale, rotary_angles, rows_bef
 use kernels::encoder::Encoder;
 use kernels::model::{StoredType, Tensor};
 use kernels::ops::{Epilogue, LinearRows, Ops, PooledRows};
-use kernels::{Batch, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress};
+use kernels::{Batch, EngineError, EngineOptions, Pooling, Precision, Progress};
 use proptest::test_runner::TestRunner;
-use serde::Deserialize;
+use reference::{Case, Golden, assert_close, repository};
+use seeded::numbers;
 
 /// The encoder's operations as a CUDA engine would chain them: T in products and attention, f32 in the
 /// residual stream, sums of products in f32.
@@ -225,70 +227,13 @@ fn pool<T: Stored>(
 
 // ---- the golden values -----------------------------------------------------------------------------
 
-#[derive(Deserialize)]
-struct Manifest {
-    cases: Vec<Case>,
-    tolerances: HashMap<String, Tolerance>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    row: usize,
-    id: String,
-    variant: String,
-    pool_first: Option<u32>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-struct Tolerance {
-    rel_l2: f64,
-    max_abs: f64,
-    min_cos: f64,
-}
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/golden")
-}
-
-fn assert_close(got: &[f32], expected: &[f64], tolerance: Tolerance, what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    let pairs = || got.iter().zip(expected).map(|(&got, &expected)| (f64::from(got), expected));
-    let sum = |of: fn((f64, f64)) -> f64| pairs().map(of).sum::<f64>();
-    let (got_norm, expected_norm) = (sum(|(g, _)| g * g), sum(|(_, e)| e * e));
-    let rel_l2 = (sum(|(g, e)| (g - e).powi(2)) / expected_norm).sqrt();
-    let cosine = sum(|(g, e)| g * e) / (got_norm * expected_norm).sqrt();
-    let max_abs = pairs().map(|(g, e)| (g - e).abs()).fold(0.0, f64::max);
-    assert!(
-        rel_l2 <= tolerance.rel_l2 && max_abs <= tolerance.max_abs && cosine >= tolerance.min_cos,
-        "{what}: relative L2 {rel_l2:e}, max abs {max_abs:e}, cosine {cosine}"
-    );
-}
-
 /// Runs every golden row of at most `tokens_max` tokens through an encoder made of twins.
 fn check_golden<T: Stored + 'static>(tolerance: &str, tokens_max: usize) {
-    let folder = golden();
-    let manifest: Manifest =
-        serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).unwrap()).unwrap();
-    let tokens: HashMap<String, Vec<u8>> =
-        serde_json::from_slice(&std::fs::read(folder.join("tokens.json")).unwrap()).unwrap();
-    let bytes = std::fs::read(folder.join("expected_tiny_f64.npy")).unwrap();
-    let expected: Vec<f64> = npyz::NpyFile::new(bytes.as_slice()).unwrap().into_vec().unwrap();
-
-    let model = Model::open(&ModelPath::Folder(folder.join("tiny"))).unwrap();
-    let hidden = model.config().hidden;
-    let mut batch = Batch::default();
-    let mut rows = Vec::new();
-    for case in &manifest.cases {
-        let name = format!("{}|{}", case.id, case.variant);
-        let tokens = &tokens[&name];
-        if tokens.len() <= tokens_max {
-            let residues = tokens.len() as u32 - 2;
-            let pooled = case.pool_first.unwrap_or(residues).min(residues);
-            batch.push_tokens(case.row as u64, tokens, pooled);
-            rows.push((name, case.row));
-        }
-    }
-    assert!(rows.len() >= 50, "{} rows", rows.len());
+    let golden = Golden::read(&repository().join("tests/golden"), "tiny");
+    let cases: Vec<&Case> = golden.manifest.cases.iter().filter(|case| case.n_tokens <= tokens_max).collect();
+    assert!(cases.len() >= 50, "{} rows", cases.len());
+    let batch = golden.batch(cases.iter().copied());
+    let model = golden.model();
 
     let options = EngineOptions {
         layer: model.config().layers,
@@ -299,9 +244,10 @@ fn check_golden<T: Stored + 'static>(tolerance: &str, tokens_max: usize) {
     let ops = TwinOps::<T> { head_width: model.config().head_width(), number: std::marker::PhantomData };
     let mut encoder = Encoder::load(ops, &model, options).unwrap();
     let got = encoder.run(&batch, &Progress::default()).unwrap();
-    for ((name, row), got) in rows.iter().zip(got.values.chunks_exact(hidden)) {
-        let expected = &expected[row * hidden..][..hidden];
-        assert_close(got, expected, manifest.tolerances[tolerance], &format!("{tolerance} {name}"));
+    for (case, got) in cases.iter().zip(got.values.chunks_exact(golden.hidden)) {
+        let expected = golden.expected_row(case.row);
+        let what = format!("{tolerance} {}|{}", case.id, case.variant);
+        assert_close(got, expected, golden.manifest.tolerances[tolerance], &what);
     }
 }
 
@@ -321,18 +267,6 @@ fn an_encoder_of_bf16_twins_matches_the_golden_values() {
 }
 
 // ---- each twin against the CPU engine's operation --------------------------------------------------------
-
-/// Numbers of either sign whose size varies, the same for the same seed.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| next() * 4.0 + next()).collect()
-}
 
 fn tensor<'a>(shape: &'a [usize], values: &[f32]) -> Tensor<'a> {
     assert_eq!(values.len(), shape.iter().product::<usize>());

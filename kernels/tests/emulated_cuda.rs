@@ -10,6 +10,7 @@ mod emulation;
 mod fake;
 #[path = "emulation/nvml.rs"]
 mod nvml;
+mod seeded;
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -26,21 +27,10 @@ use fake::{FakeNvml, TWO_GPUS};
 use half::f16;
 use kernels::cuda::twin::{self, Attend};
 use kernels::cuda::{COMPILE_OPTIONS, Kernel, Launch, Number, Source, attention_scale, rotary_angles, tiles};
+use seeded::numbers;
 
 fn code<T: std::fmt::Debug>(result: Result<T, result::DriverError>) -> u32 {
     result.unwrap_err().0 as u32
-}
-
-/// Numbers of either sign, the same for the same seed.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
-    };
-    (0..count).map(|_| next() * 4.0 + next()).collect()
 }
 
 fn context() -> Arc<CudaContext> {
