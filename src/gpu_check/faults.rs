@@ -5,14 +5,15 @@ use std::path::Path;
 use kernels::cuda::host::bench::Bench;
 use kernels::cuda::host::{Arg, Gpu};
 use kernels::cuda::{Kernel, Launch, Number};
-use kernels::{Batch, EngineError, Model, ModelPath, Pooling, Precision, Progress};
+use kernels::model::Shape;
+use kernels::{Batch, EngineError, Pooling, Precision, Progress};
 
 use super::agreement::bits;
 use super::device::{Device, Loaded};
 use super::golden::{SEED, words};
 use super::random::Random;
 use super::report::{check, skip};
-use super::weights::{self, Shape, Stored};
+use super::weights::{self, Stored};
 
 /// A batch of `tokens` tokens at least, in sequences of up to 1,022 residues.
 fn batch_of(tokens: usize) -> Batch {
@@ -28,22 +29,31 @@ fn batch_of(tokens: usize) -> Batch {
 
 fn loaded(device: &Device, shape: Shape, scratch: &Path) -> Result<Loaded, String> {
     let folder = scratch.join(format!("faults-{}", shape.name));
-    weights::write(&folder, shape, SEED, Stored::F32)
-        .map_err(|error| format!("failed to write `{}`: {error}", folder.display()))?;
-    let model = Model::open(&ModelPath::Folder(folder)).map_err(|error| actors::error_chain(&error))?;
+    let model = weights::model(folder, shape, SEED, Stored::F32)?;
     let precision = if device.supports(Precision::Fp16).is_ok() { Precision::Fp16 } else { Precision::Fp32 };
     device.load(&model, Pooling::Mean, precision).map_err(words)
+}
+
+/// Makes a check of an engine for which the device must be a GPU.
+fn check_on_gpu(
+    what: &str,
+    device: &Device,
+    shape: Shape,
+    scratch: &Path,
+    body: impl FnOnce(&Gpu, Loaded) -> Result<String, String>,
+) {
+    match device.gpu() {
+        Some(gpu) => {
+            check(what, || body(gpu, loaded(device, shape, scratch)?));
+        }
+        None => skip(what, "needs a GPU"),
+    }
 }
 
 /// A batch beyond the memory that is free must be refused as such, and cost nothing but itself.
 pub(super) fn out_of_memory(device: &Device, shape: Shape, scratch: &Path) {
     const WHAT: &str = "recovery: a batch beyond the device's memory";
-    let Some(gpu) = device.gpu() else {
-        skip(WHAT, "needs a GPU");
-        return;
-    };
-    check(WHAT, || {
-        let mut engine = loaded(device, shape, scratch)?;
+    check_on_gpu(WHAT, device, shape, scratch, |gpu, mut engine| {
         let progress = Progress::default();
         let small = batch_of(300);
         let before = engine.run(&small, &progress).map_err(words)?.values;
@@ -55,7 +65,9 @@ pub(super) fn out_of_memory(device: &Device, shape: Shape, scratch: &Path) {
         match engine.run(&large, &progress) {
             Err(EngineError::OutOfMemory { tokens }) if tokens == large.token_count() => {}
             Err(error) => return Err(format!("a batch of {tokens} tokens is refused with: {error}")),
-            Ok(_) => return Err(format!("a batch of {tokens} tokens is computed in {} bytes", memory.free)),
+            Ok(_) => {
+                return Err(format!("a batch of {tokens} tokens is computed in {} bytes", memory.free));
+            }
         }
         let after = engine.run(&small, &progress).map_err(words)?.values;
         if bits(&after) != bits(&before) {
@@ -70,12 +82,7 @@ pub(super) fn out_of_memory(device: &Device, shape: Shape, scratch: &Path) {
 /// For a process of its own: it cannot use the GPU afterwards.
 pub(super) fn sticky(device: &Device, shape: Shape, scratch: &Path) {
     const WHAT: &str = "recovery: a kernel that writes out of bounds";
-    let Some(gpu) = device.gpu() else {
-        skip(WHAT, "needs a GPU");
-        return;
-    };
-    check(WHAT, || {
-        let mut engine = loaded(device, shape, scratch)?;
+    check_on_gpu(WHAT, device, shape, scratch, |gpu, mut engine| {
         let progress = Progress::default();
         let batch = batch_of(300);
         engine.run(&batch, &progress).map_err(words)?;

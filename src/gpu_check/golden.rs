@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use kernels::cpu::CpuEngine;
+use kernels::model::Shape;
 use kernels::{
     Batch, Embeddings, Engine, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress,
 };
@@ -17,7 +18,7 @@ use super::agreement::{Agreement, Limits, bits};
 use super::device::Device;
 use super::flow::stream;
 use super::report::{check, skip};
-use super::weights::{self, Shape, Stored};
+use super::weights::{self, Stored};
 
 const MANIFEST: &[u8] = include_bytes!("../../tests/golden/manifest.json");
 const TOKENS: &[u8] = include_bytes!("../../tests/golden/tokens.json");
@@ -144,16 +145,13 @@ pub(super) fn precision_name(precision: Precision) -> &'static str {
 
 /// The weights behind the golden values of `shape`.
 fn model(shape: Shape, scratch: &Path) -> Result<Model, String> {
-    let folder = match std::env::var_os("GOLDEN_DIR") {
-        Some(golden) => Path::new(&golden).join(shape.name.to_ascii_lowercase()),
-        None => {
-            let folder = scratch.join(shape.name);
-            weights::write(&folder, shape, SEED, Stored::F32)
-                .map_err(|error| format!("failed to write `{}`: {error}", folder.display()))?;
-            folder
+    match std::env::var_os("GOLDEN_DIR") {
+        Some(golden) => {
+            let folder = Path::new(&golden).join(shape.name.to_ascii_lowercase());
+            Model::open(&ModelPath::Folder(folder)).map_err(|error| actors::error_chain(&error))
         }
-    };
-    Model::open(&ModelPath::Folder(folder)).map_err(|error| actors::error_chain(&error))
+        None => weights::model(scratch.join(shape.name), shape, SEED, Stored::F32),
+    }
 }
 
 /// Makes every check of this step.
@@ -379,7 +377,7 @@ mod tests {
     fn an_engine_that_is_wrong_is_found() {
         let golden = Golden::read(EXPECTED_TINY, 60).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        weights::write(folder.path(), Shape::of("tiny").unwrap(), SEED, Stored::F32).unwrap();
+        weights::write(folder.path(), weights::TINY, SEED, Stored::F32).unwrap();
         let model = Model::open(&ModelPath::Folder(folder.path().to_owned())).unwrap();
         for wrong in [Wrong::Nothing, Wrong::Leaks, Wrong::Alone, Wrong::Values] {
             let options =

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 use kernels::Precision;
+use kernels::model::Shape;
 
 pub(crate) use sequences::Lengths;
 
@@ -37,7 +38,6 @@ use crate::cli::GpuCheckArguments;
 use crate::failure::{Exit, Failure};
 use device::Device;
 use report::{Event, Finding, Report, Verdict, tell};
-use weights::{SHAPES, Shape};
 
 /// What is checked and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -98,8 +98,10 @@ const SECONDS_MAX: f64 = 86_400.0;
 
 /// Reads a model size of `--sizes`.
 pub(crate) fn parse_size(text: &str) -> Result<String, String> {
-    let names = SHAPES.map(|shape| shape.name).join(", ");
-    Shape::of(text).map(|shape| shape.name.to_owned()).ok_or_else(|| format!("known sizes are {names}"))
+    weights::shape(text).map(|shape| shape.name.to_owned()).ok_or_else(|| {
+        let names: Vec<&str> = weights::shapes().map(|shape| shape.name).collect();
+        format!("known sizes are {}", names.join(", "))
+    })
 }
 
 /// Reads a length of `--lengths`.
@@ -118,11 +120,11 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
 /// The sizes asked for, or those worth having on the device.
 fn sizes(arguments: &GpuCheckArguments) -> Vec<Shape> {
     if !arguments.sizes.is_empty() {
-        return arguments.sizes.iter().filter_map(|name| Shape::of(name)).collect();
+        return arguments.sizes.iter().filter_map(|name| weights::shape(name)).collect();
     }
     let names: &[&str] =
         if arguments.device == "cpu" { &["tiny"] } else { &["8M", "35M", "150M", "650M", "3B"] };
-    names.iter().filter_map(|name| Shape::of(name)).collect()
+    names.iter().filter_map(|name| weights::shape(name)).collect()
 }
 
 fn lengths(arguments: &GpuCheckArguments) -> Vec<Lengths> {
@@ -149,7 +151,7 @@ pub(crate) fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Ex
         }
     };
     let sizes = sizes(arguments);
-    let smallest = sizes.first().copied().unwrap_or(SHAPES[0]);
+    let smallest = sizes.first().copied().unwrap_or(weights::TINY);
     match part {
         // Above, before the device was opened.
         Part::KilledWorker => {}
@@ -169,9 +171,13 @@ pub(crate) fn part_of_it(part: Part, arguments: &GpuCheckArguments) -> Result<Ex
             None => report::skip("kernels", "needs a GPU"),
         },
         Part::Golden => {
-            let tiny = Shape::of("tiny").into_iter();
             let tokens_max = arguments.tokens.map_or(usize::MAX, |tokens| tokens as usize);
-            golden::golden(&device, &tiny.chain(sizes).collect::<Vec<_>>(), tokens_max, scratch);
+            golden::golden(
+                &device,
+                &std::iter::once(weights::TINY).chain(sizes).collect::<Vec<_>>(),
+                tokens_max,
+                scratch,
+            );
         }
         Part::OutOfMemory => faults::out_of_memory(&device, smallest, scratch),
         Part::Sticky => faults::sticky(&device, smallest, scratch),
@@ -624,7 +630,7 @@ mod tests {
 
     #[test]
     fn the_most_telling_cells_come_first_and_none_is_lost() {
-        let sizes = ["8M", "35M", "650M", "3B"].map(|name| Shape::of(name).unwrap());
+        let sizes = ["8M", "35M", "650M", "3B"].map(|name| weights::shape(name).unwrap());
         let lengths = [51, 102, 166].map(Lengths::Equal);
         let works = Work::speed(&sizes, &lengths);
         let order: Vec<String> = works

@@ -5,14 +5,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kernels::{Batch, Embeddings, Engine, Model, ModelPath, Pooling, Precision};
+use kernels::model::Shape;
+use kernels::{Batch, Embeddings, Engine, Pooling, Precision};
 
 use super::device::Device;
 use super::flow::stream;
 use super::golden::{SEED, precision_name, words};
 use super::random::Random;
 use super::report::{check, skip};
-use super::weights::{self, Shape, Stored};
+use super::weights::{self, Stored};
 
 /// Different batches: each is run many times, among others each time.
 ///
@@ -56,10 +57,7 @@ pub(super) fn soak(device: &Device, shape: Shape, duration: Duration, tokens_max
     for precision in precisions {
         check(&format!("soak {} {}", shape.name, precision_name(precision)), || {
             let folder = scratch.join(format!("soak-{}", shape.name));
-            weights::write(&folder, shape, SEED, Stored::F32)
-                .map_err(|error| format!("failed to write `{}`: {error}", folder.display()))?;
-            let model =
-                Model::open(&ModelPath::Folder(folder)).map_err(|error| actors::error_chain(&error))?;
+            let model = weights::model(folder, shape, SEED, Stored::F32)?;
             let mut engine = device.load(&model, Pooling::Mean, precision).map_err(words)?;
             let batches: Vec<Batch> = (0..count).map(|seed| random_batch(seed as u64, tokens_max)).collect();
             compare_for(&mut *engine, &batches, share)

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use kernels::model::Shape;
 use kernels::{Batch, Embeddings, Engine, Model, ModelConfig, ModelPath, Pooling, Precision, Progress};
 
 use super::device::{Device, KernelTimes};
@@ -11,7 +12,7 @@ use super::golden::{SEED, precision_name, words};
 use super::report::{Cell, Event, Load, check, tell};
 use super::sequences::{Lengths, Workload};
 use super::watch::Watch;
-use super::weights::{self, Shape, Stored};
+use super::weights::{self, Stored};
 
 /// What to measure, and for how long.
 pub(super) struct Plan {
@@ -297,15 +298,7 @@ mod tests {
     #[test]
     fn operations_are_those_of_the_design() {
         // 3B: 5.709 GFLOP per token at 128 tokens.
-        let config = ModelConfig {
-            layers: 36,
-            hidden: 2_560,
-            heads: 40,
-            intermediate: 10_240,
-            vocab: 33,
-            layer_norm_eps: 1e-5,
-            token_dropout: true,
-        };
+        let config = Shape::published("3B").unwrap().config();
         let workload = Workload::new(Lengths::Equal(126), 1, 1_280, 1);
         let per_token = teraflops(&config, &workload.batches[0]) * 1e12 / 1_280.0;
         assert_eq!((per_token / 1e6) as u64, 5_709);

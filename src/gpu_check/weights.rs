@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -13,46 +14,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use kernels::model::Shape;
+use kernels::{Model, ModelPath};
 use serde_json::json;
 
 use super::random::{GOLDEN_RATIO, mix};
 
-/// A published network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) name: &'static str,
-    /// As on the Hugging Face hub.
-    pub(super) published: &'static str,
-    pub(super) layers: usize,
-    pub(super) hidden: usize,
-    pub(super) heads: usize,
+/// Nobody's model: it makes checks quick.
+pub(super) const TINY: Shape =
+    Shape { name: "tiny", published: "esm2_tiny", layers: 2, hidden: 64, heads: 4 };
+
+/// All that weights can be made for, smallest first.
+pub(super) fn shapes() -> impl Iterator<Item = Shape> {
+    iter::once(TINY).chain(Shape::PUBLISHED)
 }
 
-const fn shape(
-    name: &'static str,
-    published: &'static str,
-    layers: usize,
-    hidden: usize,
-    heads: usize,
-) -> Shape {
-    Shape { name, published, layers, hidden, heads }
-}
-
-/// `tiny` is nobody's model: it makes checks quick.
-pub(super) const SHAPES: [Shape; 7] = [
-    shape("tiny", "esm2_tiny", 2, 64, 4),
-    shape("8M", "esm2_t6_8M_UR50D", 6, 320, 20),
-    shape("35M", "esm2_t12_35M_UR50D", 12, 480, 20),
-    shape("150M", "esm2_t30_150M_UR50D", 30, 640, 20),
-    shape("650M", "esm2_t33_650M_UR50D", 33, 1280, 20),
-    shape("3B", "esm2_t36_3B_UR50D", 36, 2560, 40),
-    shape("15B", "esm2_t48_15B_UR50D", 48, 5120, 40),
-];
-
-impl Shape {
-    pub(super) fn of(name: &str) -> Option<Self> {
-        SHAPES.into_iter().find(|shape| shape.name.eq_ignore_ascii_case(name))
-    }
+/// The shape of this name, in upper or lower case.
+pub(super) fn shape(name: &str) -> Option<Shape> {
+    shapes().find(|shape| shape.name.eq_ignore_ascii_case(name))
 }
 
 /// How the numbers are stored.
@@ -253,6 +232,16 @@ pub(super) fn write(folder: &Path, shape: Shape, seed: u64, stored: Stored) -> i
     }
 }
 
+/// Makes weights as [`write`] does, and opens them.
+///
+/// # Errors
+/// What failed, with the folder.
+pub(super) fn model(folder: PathBuf, shape: Shape, seed: u64, stored: Stored) -> Result<Model, String> {
+    write(&folder, shape, seed, stored)
+        .map_err(|error| format!("failed to write `{}`: {error}", folder.display()))?;
+    Model::open(&ModelPath::Folder(folder)).map_err(|error| actors::error_chain(&error))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,7 +255,7 @@ mod tests {
 
     fn assert_made_like(shape: &str, path: &Path) {
         let folder = tempfile::tempdir().unwrap();
-        let ours = read(&write(folder.path(), Shape::of(shape).unwrap(), 1, Stored::F32).unwrap());
+        let ours = read(&write(folder.path(), super::shape(shape).unwrap(), 1, Stored::F32).unwrap());
         let theirs = read(path);
         for (name, bytes) in &ours {
             assert!(bytes == &theirs[name], "{shape}: {name}");
@@ -287,7 +276,7 @@ mod tests {
     #[test]
     fn half_precision_is_the_same_rounded() {
         let folder = tempfile::tempdir().unwrap();
-        let shape = Shape::of("tiny").unwrap();
+        let shape = TINY;
         let wide = read(&write(&folder.path().join("wide"), shape, 7, Stored::F32).unwrap());
         let narrow = read(&write(&folder.path().join("narrow"), shape, 7, Stored::F16).unwrap());
         for (name, bytes) in &wide {
@@ -298,20 +287,10 @@ mod tests {
     }
 
     #[test]
-    fn the_published_shapes_have_the_published_sizes() {
-        let counts = SHAPES.map(|shape| tensors(shape).iter().map(Tensor::numbers).sum::<usize>());
-        assert_eq!(counts.map(|count| count / 1_000_000), [0, 7, 33, 147, 649, 2_832, 15_102]);
-        for (shape, count) in SHAPES.into_iter().zip(counts) {
-            let config = kernels::ModelConfig {
-                layers: shape.layers,
-                hidden: shape.hidden,
-                heads: shape.heads,
-                intermediate: 4 * shape.hidden,
-                vocab: 33,
-                layer_norm_eps: 1e-5,
-                token_dropout: true,
-            };
-            assert_eq!(config.parameters(), count as u64, "{}", shape.name);
+    fn weights_are_all_that_the_shape_has() {
+        for shape in shapes() {
+            let count: usize = tensors(shape).iter().map(Tensor::numbers).sum();
+            assert_eq!(shape.config().parameters(), count as u64, "{}", shape.name);
         }
     }
 
@@ -319,7 +298,7 @@ mod tests {
     fn no_room_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("file"), "").unwrap();
-        let shape = Shape::of("tiny").unwrap();
+        let shape = TINY;
         assert!(write(&folder.path().join("file"), shape, 1, Stored::F16).is_err());
     }
 }

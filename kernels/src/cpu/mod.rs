@@ -177,22 +177,15 @@ pub fn token_budget_auto(config: &ModelConfig, threads: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Shape;
 
-    fn published(layers: usize, hidden: usize, heads: usize) -> ModelConfig {
-        ModelConfig {
-            layers,
-            hidden,
-            heads,
-            intermediate: 4 * hidden,
-            vocab: 33,
-            layer_norm_eps: 1e-5,
-            token_dropout: true,
-        }
+    fn published(name: &str) -> ModelConfig {
+        Shape::published(name).unwrap().config()
     }
 
     #[test]
     fn budgets_follow_threads_and_model() {
-        let (small, large) = (published(6, 320, 20), published(36, 2_560, 40));
+        let (small, large) = (published("8M"), published("3B"));
         assert_eq!(token_budget_auto(&small, 1), 2_048);
         assert_eq!(token_budget_auto(&small, 2), 4_096);
         assert_eq!(token_budget_auto(&small, 64), 16_384);
@@ -203,9 +196,9 @@ mod tests {
     #[test]
     fn the_published_sizes_have_the_published_counts() {
         // 24 d² + 4 L d per layer: 15.74 MFLOP per token of the 8M model, 1.319 G of the 650M.
-        assert_eq!(published(6, 320, 20).flops_per_token(128) / 10_000, 1_572);
-        assert_eq!(published(33, 1_280, 20).flops_per_token(128) / 1_000_000, 1_319);
-        assert_eq!(published(6, 320, 20).parameters(), 6 * 1_232_960 + 33 * 320 + 2 * 320);
-        assert_eq!(bytes_per_token(&published(33, 1_280, 20)), 4 * 7 * 1_280 - 4 * 1_280);
+        assert_eq!(published("8M").flops_per_token(128) / 10_000, 1_572);
+        assert_eq!(published("650M").flops_per_token(128) / 1_000_000, 1_319);
+        assert_eq!(published("8M").parameters(), 6 * 1_232_960 + 33 * 320 + 2 * 320);
+        assert_eq!(bytes_per_token(&published("650M")), 4 * 7 * 1_280 - 4 * 1_280);
     }
 }

@@ -131,17 +131,10 @@ pub(super) fn shares(batch: &Batch, config: &ModelConfig, threads: usize) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Shape;
 
     fn config() -> ModelConfig {
-        ModelConfig {
-            layers: 6,
-            hidden: 320,
-            heads: 20,
-            intermediate: 1_280,
-            vocab: 33,
-            layer_norm_eps: 1e-5,
-            token_dropout: true,
-        }
+        Shape::published("8M").unwrap().config()
     }
 
     fn batch(lengths: impl IntoIterator<Item = usize>) -> Batch {

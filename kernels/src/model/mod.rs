@@ -9,6 +9,7 @@ mod checkpoint;
 mod config;
 mod error;
 pub mod hub;
+mod published;
 mod tensor;
 mod weight;
 
@@ -22,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 pub use config::ModelConfig;
 pub use error::ModelError;
+pub use published::Shape;
 pub use tensor::{StoredType, Tensor};
 pub use weight::{LayerWeight, Weight};
 

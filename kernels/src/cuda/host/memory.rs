@@ -147,35 +147,27 @@ impl MemoryPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Shape;
 
     const GIB: u64 = 1 << 30;
 
-    fn published(layers: usize, hidden: usize, heads: usize) -> ModelConfig {
-        ModelConfig {
-            layers,
-            hidden,
-            heads,
-            intermediate: 4 * hidden,
-            vocab: 33,
-            layer_norm_eps: 1e-5,
-            token_dropout: true,
-        }
+    fn published(name: &str) -> ModelConfig {
+        Shape::published(name).unwrap().config()
     }
 
     fn plan(
-        model: (usize, usize, usize),
+        model: &str,
         precision: Precision,
         gibibytes: u64,
         multiprocessors: u32,
     ) -> Result<usize, DoesNotFit> {
-        let (layers, hidden, heads) = model;
         let total = gibibytes * GIB;
         // What the driver and the context take before anything else.
         let free = total - 600 * (1 << 20);
-        let config = published(layers, hidden, heads);
+        let config = published(model);
         MemoryPlan::new(
             &config,
-            layers,
+            config.layers,
             Pooling::Mean,
             Numbers::of(precision),
             (free, total),
@@ -184,23 +176,16 @@ mod tests {
         .map(|plan| plan.token_budget)
     }
 
-    const SMALL: (usize, usize, usize) = (6, 320, 20);
-    const M650: (usize, usize, usize) = (33, 1_280, 20);
-    const B3: (usize, usize, usize) = (36, 2_560, 40);
-    const B15: (usize, usize, usize) = (48, 5_120, 40);
-
     #[test]
     fn published_sizes_take_the_published_bytes() {
         let numbers = Numbers::of(Precision::Fp16);
-        let per_token = |(layers, hidden, heads), numbers| {
-            bytes_per_token(&published(layers, hidden, heads), Pooling::Mean, numbers)
-        };
-        assert_eq!(per_token(B3, numbers), 30_720);
-        assert_eq!(per_token(M650, numbers), 15_360);
-        assert_eq!(per_token(B15, numbers), 61_440);
-        assert_eq!(per_token(M650, Numbers::of(Precision::Fp32)), 2 * 15_360);
-        assert_eq!(per_token(M650, Numbers::of(Precision::Bf16)), 15_360 + 2 * 1_280);
-        let config = published(36, 2_560, 40);
+        let per_token = |model, numbers| bytes_per_token(&published(model), Pooling::Mean, numbers);
+        assert_eq!(per_token("3B", numbers), 30_720);
+        assert_eq!(per_token("650M", numbers), 15_360);
+        assert_eq!(per_token("15B", numbers), 61_440);
+        assert_eq!(per_token("650M", Numbers::of(Precision::Fp32)), 2 * 15_360);
+        assert_eq!(per_token("650M", Numbers::of(Precision::Bf16)), 15_360 + 2 * 1_280);
+        let config = published("3B");
         let residues = bytes_per_token(&config, Pooling::None, numbers);
         assert_eq!(residues, 30_720 + 4 * 2_560);
         // Two bytes for each parameter, four for those of norms.
@@ -214,35 +199,35 @@ mod tests {
     #[test]
     fn budgets_are_whole_waves_of_what_is_free() {
         // H100: 132 multiprocessors, 8,448 rows a wave. A100: 108, 6,912. RTX 4090: 128, 8,192. L4: 58. T4: 40.
-        for model in [SMALL, M650, B3, B15] {
+        for model in ["8M", "650M", "3B", "15B"] {
             assert_eq!(plan(model, Precision::Fp16, 80, 132), Ok(33_792), "{model:?}");
         }
-        assert_eq!(plan(B3, Precision::Fp32, 80, 132), Ok(33_792));
-        assert_eq!(plan(B15, Precision::Fp16, 40, 108), Ok(27_648));
-        assert_eq!(plan(B3, Precision::Fp16, 40, 108), Ok(27_648));
-        assert_eq!(plan(B3, Precision::Fp16, 24, 128), Ok(32_768));
-        assert_eq!(plan(B3, Precision::Fp16, 16, 40), Ok(33_280));
-        assert_eq!(plan(B3, Precision::Fp32, 16, 40), Ok(33_280));
-        assert_eq!(plan(B3, Precision::Fp16, 8, 40), Ok(33_280));
-        assert_eq!(plan(B15, Precision::Fp16, 34, 108), Ok(13_824));
-        assert_eq!(plan(M650, Precision::Fp16, 8, 40), Ok(33_280));
-        assert_eq!(plan(M650, Precision::Bf16, 8, 40), Ok(33_280));
+        assert_eq!(plan("3B", Precision::Fp32, 80, 132), Ok(33_792));
+        assert_eq!(plan("15B", Precision::Fp16, 40, 108), Ok(27_648));
+        assert_eq!(plan("3B", Precision::Fp16, 40, 108), Ok(27_648));
+        assert_eq!(plan("3B", Precision::Fp16, 24, 128), Ok(32_768));
+        assert_eq!(plan("3B", Precision::Fp16, 16, 40), Ok(33_280));
+        assert_eq!(plan("3B", Precision::Fp32, 16, 40), Ok(33_280));
+        assert_eq!(plan("3B", Precision::Fp16, 8, 40), Ok(33_280));
+        assert_eq!(plan("15B", Precision::Fp16, 34, 108), Ok(13_824));
+        assert_eq!(plan("650M", Precision::Fp16, 8, 40), Ok(33_280));
+        assert_eq!(plan("650M", Precision::Bf16, 8, 40), Ok(33_280));
     }
 
     #[test]
     fn less_than_a_wave_is_used_tile_by_tile_and_too_little_is_an_error() {
         // 7 GiB less 600 MiB, 5.7 GB of weights and the reserve leave a hundred megabytes.
-        let tokens = plan(B3, Precision::Fp16, 7, 256).unwrap();
+        let tokens = plan("3B", Precision::Fp16, 7, 256).unwrap();
         assert!((TOKENS_MIN..16_384).contains(&tokens) && tokens.is_multiple_of(128), "{tokens}");
         for (precision, gibibytes) in [(Precision::Fp16, 24), (Precision::Fp32, 40)] {
-            let error = plan(B15, precision, gibibytes, 128).unwrap_err();
+            let error = plan("15B", precision, gibibytes, 128).unwrap_err();
             assert!(error.needed > error.free);
             let text = error.to_string();
             assert!(text.contains("does not fit") && text.contains("are free"), "{text}");
         }
-        let weights = weights_bytes(&published(36, 2_560, 40), 36, Numbers::of(Precision::Fp16));
+        let weights = weights_bytes(&published("3B"), 36, Numbers::of(Precision::Fp16));
         let per_token = 30_720;
-        let config = published(36, 2_560, 40);
+        let config = published("3B");
         let with = |free| {
             let numbers = Numbers::of(Precision::Fp16);
             MemoryPlan::new(&config, 36, Pooling::Mean, numbers, (free, 8 * GIB), 132)
