@@ -114,7 +114,7 @@ impl Device {
         match (self, precision) {
             (Self::Cpu { .. }, Precision::Fp32) => Ok(()),
             (Self::Cpu { .. }, Precision::Fp16 | Precision::Bf16) => {
-                Err("the CPU engine computes in fp32 only".to_owned())
+                Err("the CPU is checked in fp32 only".to_owned())
             }
             (Self::Cuda { gpu }, precision) => gpu.require(precision).map_err(|error| error.to_string()),
         }
