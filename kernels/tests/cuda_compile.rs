@@ -197,10 +197,16 @@ fn every_source_compiles_for_every_architecture_without_spills() {
             .filter(|kernel| kernel.source() == source)
             .map(|kernel| (kernel.name(), kernel))
             .collect();
-        for architecture in ARCHITECTURES {
-            let log = nvrtc
-                .compile(&source.text(None), source.file(), architecture)
-                .unwrap_or_else(|log| panic!("{} for {architecture}:\n{log}", source.file()));
+        // Attention takes the compiler half a minute for each.
+        let logs = std::thread::scope(|scope| {
+            let nvrtc = &nvrtc;
+            let compile = |architecture| nvrtc.compile(&source.text(None), source.file(), architecture);
+            ARCHITECTURES
+                .map(|architecture| scope.spawn(move || compile(architecture)))
+                .map(|compiling| compiling.join().unwrap())
+        });
+        for (architecture, log) in ARCHITECTURES.into_iter().zip(logs) {
+            let log = log.unwrap_or_else(|log| panic!("{} for {architecture}:\n{log}", source.file()));
             for line in log.lines().filter(|line| line.contains("warning")) {
                 wrong.push(format!("{architecture}: {line}"));
             }
