@@ -152,9 +152,7 @@ pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, display: Display)
                 let to_stderr = to_stderr.with_ansi(false).event_format(format);
                 registry.with(to_stderr.with_filter(stderr_filter)).init();
             } else {
-                let ansi =
-                    io::IsTerminal::is_terminal(&io::stderr()) && std::env::var_os("NO_COLOR").is_none();
-                registry.with(to_stderr.with_ansi(ansi).with_filter(stderr_filter)).init();
+                registry.with(to_stderr.with_ansi(is_colourful()).with_filter(stderr_filter)).init();
             }
         }
         config::LogFormat::Json => {
@@ -163,6 +161,13 @@ pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, display: Display)
         }
     }
     Ok(())
+}
+
+/// Whether standard error is a terminal that understands colours, and nobody minds them.
+fn is_colourful() -> bool {
+    let understands =
+        std::env::var_os("TERM").is_some_and(|terminal| !terminal.is_empty() && terminal != "dumb");
+    io::IsTerminal::is_terminal(&io::stderr()) && understands && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// Whether everything on standard error is JSON lines from now on.

@@ -427,6 +427,11 @@ fn conclude(
         session.tokens = snapshot.tokens_computed;
         session.restarts = snapshot.restarts;
     }
+    // What a stop waited for may have been all that was left.
+    let outcome = match outcome {
+        Outcome::Stopped(_) if is_complete(&manifest) => Outcome::Finished,
+        outcome => outcome,
+    };
     // Whether what is written now says more than what the last commit left on disk.
     let mut matters = false;
     let mut input_changed = false;
