@@ -123,6 +123,9 @@ pub(crate) fn ask_for(folder: &Path, request: &Request) -> Result<Option<String>
 pub(crate) fn no_job(folder: &Path) -> Failure {
     Failure::new(Exit::Usage, format!("no job is running in `{}`", folder.display()))
         .hint(format!("virnucpro-orch status {} tells what is left of it", folder.display()))
+        .hint(
+            "a job that has only begun can be asked once it has read its input; until then a signal stops it",
+        )
 }
 
 /// Puts a request to the job that runs in a folder; `None` if none does.
