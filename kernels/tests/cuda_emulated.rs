@@ -76,6 +76,8 @@ impl Device {
         let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulation");
         let output = Command::new(compiler)
             .args(["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas"])
+            // Else the shared memory of a kernel, being static memory of a template, would be one for all devices.
+            .args(["-fno-gnu-unique", "-Wl,-Bsymbolic"])
             .arg(format!("-DEMULATED_ARCHITECTURE={}", capability as u32))
             .arg("-I")
             .arg(include)
@@ -327,6 +329,22 @@ fn attention_on_tensor_cores_is_its_twin() {
             }
         }
     }
+}
+
+#[test]
+fn devices_side_by_side_share_no_memory() {
+    let devices = [Capability::Turing, Capability::New].map(|of| Device::build(Source::Attention, of));
+    let attention = Attention::<f16>::new(64, 2, &[65, 166]);
+    let expected = attention.expected();
+    std::thread::scope(|scope| {
+        for device in devices.iter().flatten() {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    assert_near(&attention.launch(device, 0), &expected, 1.5, "beside another device");
+                });
+            }
+        }
+    });
 }
 
 #[test]
