@@ -12,6 +12,7 @@ mod norm;
 mod operations;
 mod pooling;
 mod product;
+mod rotary;
 mod shares;
 
 use crate::encoder::{Encoder, workspace_floats_per_token};
@@ -144,7 +145,7 @@ pub fn features() -> Vec<&'static str> {
 
 /// The rotary frequencies of a head `head_width` wide, rounded to f32 as in published files.
 pub fn rotary_frequencies(head_width: usize) -> Vec<f32> {
-    attention::rotary_frequencies(head_width)
+    rotary::rotary_frequencies(head_width)
 }
 
 /// Bytes of activations that one token of a batch takes.

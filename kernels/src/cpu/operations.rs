@@ -11,12 +11,13 @@ use pulp::Arch;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::attention::{Attend, Rotary, Scratch, Target};
+use super::attention::{Attend, Scratch, Target};
 use super::brain::{self, BrainLinear, Line};
 use super::buffer::Buffer;
 use super::norm::{Norm, Normalise};
 use super::pooling::pool;
 use super::product::{PackedLinear, ROW_QUANTUM, lanes};
+use super::rotary::Rotary;
 use crate::alphabet::MASK;
 use crate::model::Tensor;
 use crate::ops::{Epilogue, LinearRows, Ops, PooledRows, dropout_scale};
@@ -54,8 +55,6 @@ pub struct CpuOps {
     rotary: Rotary,
     /// Tasks of attention, whose memory every layer uses again.
     tasks: Vec<AttentionTask>,
-    /// As `rotary`, for bf16.
-    angles: brain::Angles,
     head_width: usize,
     weights_bytes: u64,
 }
@@ -87,8 +86,8 @@ impl CpuOps {
     }
 
     fn on(pool: Arc<ThreadPool>, arch: Arch, brain: Option<brain::Kernel>, head_width: usize) -> Self {
-        let (rotary, angles) = (Rotary::new(head_width), brain::Angles::new(head_width));
-        Self { arch, brain, pool, rotary, angles, tasks: Vec::new(), head_width, weights_bytes: 0 }
+        let rotary = Rotary::new(head_width);
+        Self { arch, brain, pool, rotary, tasks: Vec::new(), head_width, weights_bytes: 0 }
     }
 
     /// The same operations on the same threads, for another batch at the same time.
@@ -169,9 +168,6 @@ impl CpuOps {
 /// In bf16 those between two operations hold [`Line`]s; the residual stream and the final norm are f32.
 pub struct Activations(Buffer);
 
-/// A sequence of the batch, and which of its heads and query rows to attend.
-type AttentionTask = (usize, Range<usize>, Range<usize>);
-
 impl Activations {
     fn lines(&self) -> &[Line] {
         bytemuck::cast_slice(self.0.as_slice())
@@ -181,6 +177,9 @@ impl Activations {
         bytemuck::cast_slice_mut(self.0.as_mut_slice())
     }
 }
+
+/// A sequence of the batch, and which of its heads and query rows to attend.
+type AttentionTask = (usize, Range<usize>, Range<usize>);
 
 /// A batch's shape.
 pub struct Layout {
@@ -264,10 +263,7 @@ impl Ops for CpuOps {
     }
 
     fn layout(&mut self, batch: &Batch) -> Result<Layout, EngineError> {
-        match self.brain {
-            None => self.rotary.reserve(batch.max_seqlen()),
-            Some(_) => self.angles.reserve(batch.max_seqlen()),
-        }
+        self.rotary.reserve(batch.max_seqlen());
         Ok(Layout { batch: batch.clone(), rows: self.padded_rows(batch.token_count()) })
     }
 
@@ -382,7 +378,6 @@ impl Ops for CpuOps {
         let (arch, rotary, head_width) = (self.arch, &self.rotary, self.head_width);
         let hidden = heads * head_width;
         let batch = &layout.batch;
-        let (brain, angles) = (self.brain, &self.angles);
         let tasks = &mut self.tasks;
         tasks.clear();
         for index in 0..batch.len() {
@@ -397,7 +392,7 @@ impl Ops for CpuOps {
                 }
             }
         }
-        if let Some(kernel) = brain {
+        if let Some(kernel) = self.brain {
             let qkv = qkv.lines();
             let out = brain::Target::new(&mut out.lines_mut()[..layout.rows * brain::lines(hidden)], hidden);
             self.pool.install(|| {
@@ -412,7 +407,7 @@ impl Ops for CpuOps {
                             head_width,
                             heads,
                             rows,
-                            angles,
+                            rotary,
                             scratch,
                             out,
                         };

@@ -339,18 +339,30 @@ impl<T: Stored> Attend<'_, T> {
         self.qkv[at..at + width].iter().map(|x| x.widen()).collect()
     }
 
-    /// The same, rotated to `position` of its sequence.
-    fn rotated(&self, part: Part, row: usize, position: usize, head: usize, width: usize) -> Vec<f32> {
+    /// The same, rotated to `position` of its sequence: `turn` makes a pair of columns from one and the angle's
+    /// cosine and sine.
+    fn turned(
+        &self,
+        part: Part,
+        [row, position, head]: [usize; 3],
+        width: usize,
+        turn: impl Fn([f32; 2], [f32; 2]) -> [f32; 2],
+    ) -> Vec<f32> {
         let x = self.columns(part, row, head, width);
         let pairs = width / 2;
-        let mut rotated = vec![0.0; width];
+        let mut turned = vec![0.0; width];
         for pair in 0..pairs {
-            let (cosine, sine) = (self.cosines[position * pairs + pair], self.sines[position * pairs + pair]);
-            let (a, b) = (x[pair], x[pair + pairs]);
-            rotated[pair] = a * cosine - b * sine;
-            rotated[pair + pairs] = b * cosine + a * sine;
+            let angle = [self.cosines, self.sines].map(|angles| angles[position * pairs + pair]);
+            [turned[pair], turned[pair + pairs]] = turn([x[pair], x[pair + pairs]], angle);
         }
-        rotated
+        turned
+    }
+
+    /// Rotated in f32, each product and sum rounded.
+    fn rotated(&self, part: Part, row: usize, position: usize, head: usize, width: usize) -> Vec<f32> {
+        self.turned(part, [row, position, head], width, |[a, b], [cosine, sine]| {
+            [a * cosine - b * sine, b * cosine + a * sine]
+        })
     }
 
     /// `attend_plain` of `attention.cu`: 32 keys at a time, four threads to a query row.
@@ -401,18 +413,11 @@ impl<T: Stored> Attend<'_, T> {
         }
     }
 
-    /// [`Self::rotated`] by fused multiply-adds, rounded to T.
+    /// Rotated by fused multiply-adds, rounded to T.
     fn rotated_once(&self, part: Part, row: usize, position: usize, head: usize, width: usize) -> Vec<f32> {
-        let x = self.columns(part, row, head, width);
-        let pairs = width / 2;
-        let mut rotated = vec![0.0; width];
-        for pair in 0..pairs {
-            let (cosine, sine) = (self.cosines[position * pairs + pair], self.sines[position * pairs + pair]);
-            let (a, b) = (x[pair], x[pair + pairs]);
-            rotated[pair] = T::narrow(a.mul_add(cosine, -(b * sine))).widen();
-            rotated[pair + pairs] = T::narrow(b.mul_add(cosine, a * sine)).widen();
-        }
-        rotated
+        self.turned(part, [row, position, head], width, |[a, b], [cosine, sine]| {
+            [a.mul_add(cosine, -(b * sine)), b.mul_add(cosine, a * sine)].map(|x| T::narrow(x).widen())
+        })
     }
 
     /// `attend_heads` of `attention.cu`: 32 keys at a time, 64 for narrow heads; rotated queries and keys and the

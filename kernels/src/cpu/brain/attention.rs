@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 
-use super::super::attention::rotary_frequencies;
 use super::super::buffer::Buffer;
+use super::super::rotary::Rotary;
 use super::{Configured, GROUP, Head, Kernel, Line, STEP, Softmax, TILE_ROWS, line_of, lines, value_lines};
 
 /// Keys of one block: the scores of a tile's rows take 64 kB at most, and mostly much less.
@@ -17,46 +17,6 @@ const KEYS: usize = 512;
 /// A row of scores is this much longer than its keys: rows whole pages apart would share a few places in the
 /// first-level cache.
 const GAP: usize = 16;
-
-/// Cosine and sine of every rotary angle: [positions, head width / 2] each.
-///
-/// Frequencies are rounded to f32 as in the published checkpoints; angles are computed in f64.
-pub(in crate::cpu) struct Angles {
-    frequencies: Vec<f32>,
-    cosines: Vec<f32>,
-    sines: Vec<f32>,
-}
-
-impl Angles {
-    pub(in crate::cpu) fn new(head_width: usize) -> Self {
-        Self { frequencies: rotary_frequencies(head_width), cosines: Vec::new(), sines: Vec::new() }
-    }
-
-    /// Makes angles of `positions` positions available.
-    pub(in crate::cpu) fn reserve(&mut self, positions: usize) {
-        let pairs = self.frequencies.len();
-        for position in self.cosines.len() / pairs..positions {
-            for frequency in &self.frequencies {
-                let angle = position as f64 * f64::from(*frequency);
-                self.cosines.push(angle.cos() as f32);
-                self.sines.push(angle.sin() as f32);
-            }
-        }
-    }
-
-    /// Whether the angles of so many positions are there.
-    pub(super) fn hold(&self, positions: usize) -> bool {
-        self.cosines.len() >= positions * self.frequencies.len()
-    }
-
-    /// Cosines and sines at a position.
-    #[inline(always)]
-    pub(super) fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let pairs = self.frequencies.len();
-        let range = position * pairs..(position + 1) * pairs;
-        (&self.cosines[range.clone()], &self.sines[range])
-    }
-}
 
 /// Scratch memory of one thread, used again for every head.
 #[derive(Default)]
@@ -150,7 +110,7 @@ pub(in crate::cpu) struct Attend<'a> {
     pub(in crate::cpu) heads: Range<usize>,
     /// Query rows to attend, counted from the sequence's start.
     pub(in crate::cpu) rows: Range<usize>,
-    pub(in crate::cpu) angles: &'a Angles,
+    pub(in crate::cpu) rotary: &'a Rotary,
     pub(in crate::cpu) scratch: &'a mut Scratch,
     /// Where the output rows lie.
     pub(in crate::cpu) out: Target,
@@ -158,7 +118,7 @@ pub(in crate::cpu) struct Attend<'a> {
 
 impl Attend<'_> {
     pub(in crate::cpu) fn run(self) {
-        let Self { kernel, qkv, sequence, hidden, head_width, heads, rows, angles, scratch, out } = self;
+        let Self { kernel, qkv, sequence, hidden, head_width, heads, rows, rotary, scratch, out } = self;
         let tokens = sequence.len();
         let steps = lines(head_width);
         let tiles = tokens.div_ceil(TILE_ROWS);
@@ -198,7 +158,7 @@ impl Attend<'_> {
             for (tile, panel) in keys.chunks_exact_mut(key_panel).enumerate() {
                 let tokens = tile * TILE_ROWS..tokens.min((tile + 1) * TILE_ROWS);
                 // Keys beyond the last may hold anything: their scores are overwritten.
-                kernel.rotate(&keys_head, tokens.clone(), angles, 1.0, staged, rotated);
+                kernel.rotate(&keys_head, tokens.clone(), rotary, 1.0, staged, rotated);
                 for (index, rows) in rotated.chunks_exact(GROUP).enumerate() {
                     let (half, step) = (index / steps, index % steps);
                     kernel.transpose(rows, &mut panel[step * TILE_ROWS + half..]);
@@ -208,7 +168,7 @@ impl Attend<'_> {
 
             for first in rows.clone().step_by(TILE_ROWS) {
                 let end = rows.end.min(first + TILE_ROWS);
-                kernel.rotate(&queries_head, first..end, angles, scale, staged, rotated);
+                kernel.rotate(&queries_head, first..end, rotary, scale, staged, rotated);
                 let softmax = &mut [Softmax::NONE; TILE_ROWS][..end - first];
                 for start in (0..tokens).step_by(KEYS) {
                     let count = KEYS.min(tokens - start);

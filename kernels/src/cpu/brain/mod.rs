@@ -19,10 +19,11 @@ mod x86;
 
 use std::ops::Range;
 
-pub(super) use attention::{Angles, Attend, Scratch, Target};
+pub(super) use attention::{Attend, Scratch, Target};
 pub(super) use product::{BrainLinear, Output};
 
 use super::norm::Norm;
+use super::rotary::Rotary;
 
 /// Numbers of a line: what one step of a kernel takes from each row.
 pub(super) const STEP: usize = 32;
@@ -182,22 +183,22 @@ impl Kernel {
         self,
         head: &Head<'_>,
         tokens: Range<usize>,
-        angles: &Angles,
+        rotary: &Rotary,
         scale: f32,
         staged: &mut [Line],
         out: &mut [Line],
     ) {
         let steps = lines(head.width);
-        assert!(tokens.len() <= TILE_ROWS && head.holds(&tokens) && angles.hold(tokens.end));
+        assert!(tokens.len() <= TILE_ROWS && head.holds(&tokens) && rotary.hold(tokens.end));
         assert!(staged.len() >= TILE_ROWS * steps && out.len() >= TILE_ROWS * steps);
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Amx | Self::Dot if head.width <= STEP || head.width.is_multiple_of(STEP) => {
                 head.stage(&tokens, staged);
                 // SAFETY: made only where the processor has the instructions; the lengths were asserted.
-                unsafe { x86::rotate(head, tokens, angles, scale, staged, out) }
+                unsafe { x86::rotate(head, tokens, rotary, scale, staged, out) }
             }
-            _ => plain::rotate(head, tokens, angles, scale, out),
+            _ => plain::rotate(head, tokens, rotary, scale, out),
         }
     }
 

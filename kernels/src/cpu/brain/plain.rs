@@ -6,7 +6,7 @@ use bytemuck::Zeroable;
 use half::bf16;
 
 use super::super::norm::Norm;
-use super::attention::Angles;
+use super::super::rotary::Rotary;
 use super::product::{Block, Output};
 use super::terms::{EXP2, LOGIT, LOGIT_LAST};
 use super::{GROUP, Head, Line, STEP, Softmax, TILE_COLUMNS, TILE_ROWS, line_of, lines, value_lines};
@@ -100,10 +100,10 @@ pub(super) fn multiply(block: Block<'_>, out: &mut Output<'_>) {
     }
 }
 
-pub(super) fn rotate(head: &Head<'_>, tokens: Range<usize>, angles: &Angles, scale: f32, out: &mut [Line]) {
+pub(super) fn rotate(head: &Head<'_>, tokens: Range<usize>, rotary: &Rotary, scale: f32, out: &mut [Line]) {
     let pairs = head.width / 2;
     for (row, token) in tokens.enumerate() {
-        let (cosines, sines) = angles.at(token);
+        let (cosines, sines) = rotary.at(token);
         for pair in 0..pairs {
             let [a, b] = [pair, pair + pairs].map(|column| wide(head.number(token, column)));
             let (cosine, sine) = (cosines[pair], sines[pair]);

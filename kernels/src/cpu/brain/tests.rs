@@ -221,8 +221,8 @@ impl Case {
         let qkv = to_lines(&self.qkv, 3 * hidden);
         let mut out = vec![Line::zeroed(); tokens.next_multiple_of(TILE_ROWS) * lines(hidden)];
         let target = Target::new(&mut out, hidden);
-        let mut angles = Angles::new(self.head_width);
-        angles.reserve(self.lengths.iter().copied().max().unwrap());
+        let mut rotary = Rotary::new(self.head_width);
+        rotary.reserve(self.lengths.iter().copied().max().unwrap());
         let mut first = 0;
         for length in &self.lengths {
             let attend = Attend {
@@ -233,7 +233,7 @@ impl Case {
                 head_width: self.head_width,
                 heads: 0..self.heads,
                 rows: 0..*length,
-                angles: &angles,
+                rotary: &rotary,
                 scratch: &mut *scratch,
                 out: target,
             };
@@ -246,7 +246,7 @@ impl Case {
     /// In f64.
     fn expected(&self) -> Vec<f64> {
         let (hidden, width) = (self.hidden(), self.head_width);
-        let frequencies = super::super::attention::rotary_frequencies(width);
+        let frequencies = super::super::rotary::rotary_frequencies(width);
         let mut out = Vec::new();
         let mut first = 0;
         for &length in &self.lengths {
@@ -384,8 +384,8 @@ fn parts_of_the_rows_and_heads_are_those_of_the_whole() {
     let case = Case::new(16, 4, &[1_100]);
     let hidden = case.hidden();
     let qkv = to_lines(&case.qkv, 3 * hidden);
-    let mut angles = Angles::new(16);
-    angles.reserve(1_100);
+    let mut rotary = Rotary::new(16);
+    rotary.reserve(1_100);
     for kernel in kernels() {
         if kernel == Kernel::Plain {
             continue;
@@ -403,7 +403,7 @@ fn parts_of_the_rows_and_heads_are_those_of_the_whole() {
                     head_width: 16,
                     heads: head..head + 1,
                     rows,
-                    angles: &angles,
+                    rotary: &rotary,
                     scratch: &mut Scratch::default(),
                     out: target,
                 };

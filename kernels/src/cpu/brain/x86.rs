@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::super::norm::Norm;
-use super::attention::Angles;
+use super::super::rotary::Rotary;
 use super::product::{Block, DEPTH_STEPS, Output};
 use super::terms::{EXP2, LOGIT, LOGIT_LAST};
 use super::{GROUP, Head, Line, STEP, Softmax, TILE_COLUMNS, TILE_ROWS, line_of, lines, value_lines};
@@ -643,7 +643,7 @@ impl<'a> Rows<'a> {
 pub(super) unsafe fn rotate(
     head: &Head<'_>,
     tokens: Range<usize>,
-    angles: &Angles,
+    rotary: &Rotary,
     scale: f32,
     staged: &[Line],
     out: &mut [Line],
@@ -652,7 +652,7 @@ pub(super) unsafe fn rotate(
     let rows = Rows::new(head, &tokens, staged);
     let scales = _mm512_set1_ps(scale);
     for (row, token) in tokens.enumerate() {
-        let (cosines, sines) = angles.at(token);
+        let (cosines, sines) = rotary.at(token);
         // SAFETY: rows and columns are within the head, the angles and the tile's rows, which are asserted to
         // be long enough. An aligned head of 16 is read whole; others in pieces of at most 16 that lie within
         // one line: staged rows are whole lines, and so are all others.
