@@ -9,7 +9,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::job::JobFolder;
 use crate::outcome::{Outcome, segments_committed};
-use crate::process::{PROGRAM, Running, run, without_settings};
+use crate::process::{PROGRAM, ProcessIdentity, Running, run, without_settings};
 use crate::proteins::fasta;
 
 /// Embeddings wide enough that a part is far larger than everything else.
@@ -17,6 +17,16 @@ const WIDE: &str = "hidden=512";
 
 fn job() -> JobFolder {
     JobFolder::new(fasta(61, 300, 20..100)).simulating(WIDE)
+}
+
+/// Of one device: it stands still when some of some twenty batches are computed, one or two of five segments, until
+/// its worker is killed. What a test does meanwhile happens between two commits, however slow the machine is.
+const STANDS_STILL: &str = "hidden=512;fault=hang@generation:0,batch:8";
+const ONE_DEVICE: &str = r#"["sim:1"]"#;
+
+/// Ends the standstill: the next generation computes the rest.
+fn go_on(run: &Running) {
+    run.workers().into_iter().for_each(ProcessIdentity::kill);
 }
 
 /// Starts the job under a limit on the size of any file, in units of 512 bytes.
@@ -203,9 +213,17 @@ impl ReadOnlyView {
                 return None;
             }
         };
-        let remounted = mount(&["-o", "remount,bind,ro"]).unwrap();
-        assert!(remounted.status.success(), "{}", String::from_utf8_lossy(&remounted.stderr));
-        Some(view)
+        // It is refused while a file is open for writing that was opened since the folder was bound.
+        let mut last_words = String::new();
+        for _ in 0..100 {
+            let remounted = mount(&["-o", "remount,bind,ro"]).unwrap();
+            if remounted.status.success() {
+                return Some(view);
+            }
+            last_words = String::from_utf8_lossy(&remounted.stderr).into_owned();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("{last_words}");
     }
 }
 
@@ -218,18 +236,16 @@ impl Drop for ReadOnlyView {
 
 #[test]
 fn a_disk_that_turns_read_only_pauses_the_run_until_it_is_writable() {
-    let slow = format!("{WIDE};latency_us_per_batch=20000");
-    let job = job().simulating(&slow);
-    let undisturbed = job.done_into("undisturbed");
+    let undisturbed = job().done_into("undisturbed");
     // The parts, then the folder of the lists: in both the thread waits.
     for folder in ["embeddings", ".state"] {
-        let _ = fs::remove_dir_all(job.at("results"));
         let job =
-            JobFolder::new(fasta(61, 300, 20..100)).simulating(&format!("{slow};fault=nan@ordinal:299"));
+            job().set("devices.use", ONE_DEVICE).simulating(&format!("{STANDS_STILL};fault=nan@ordinal:299"));
         let results = job.at("results");
         let mut run = job.start_into("results");
         run.wait_until("a segment is committed", |_| segments_committed(&results) > 0);
         let Some(view) = ReadOnlyView::mount(&results.join(folder)) else { return };
+        go_on(&run);
         run.wait_for("file system is read-only: writing is paused, remount it");
         if folder == "embeddings" {
             // Long enough for another try, which is not told again.
@@ -264,8 +280,9 @@ fn give_to_nobody(path: &Path) {
 fn a_right_that_is_taken_away_pauses_the_run_until_it_is_given_back() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
-    let job = job().simulating(&format!("{WIDE};latency_us_per_batch=20000"));
+    let job = job();
     let undisturbed = job.done_into("undisturbed");
+    let job = job.set("devices.use", ONE_DEVICE).simulating(STANDS_STILL);
     fs::create_dir(job.at("results")).unwrap();
     give_to_nobody(job.path());
     give_to_nobody(&job.at("results"));
@@ -284,6 +301,7 @@ fn a_right_that_is_taken_away_pauses_the_run_until_it_is_given_back() {
     run.wait_until("a segment is committed", |_| segments_committed(&results) > 0);
     let embeddings = results.join("embeddings");
     fs::set_permissions(&embeddings, fs::Permissions::from_mode(0o555)).unwrap();
+    go_on(&run);
     run.wait_for("not allowed to write: writing is paused, give back the right");
     fs::set_permissions(&embeddings, fs::Permissions::from_mode(0o755)).unwrap();
     run.finish().expect(0).says(["the folder can be written to again: writing goes on"]);
@@ -292,7 +310,7 @@ fn a_right_that_is_taken_away_pauses_the_run_until_it_is_given_back() {
 
 #[test]
 fn a_result_folder_that_is_taken_away_ends_the_run_and_the_next_makes_it_again() {
-    let job = job().simulating(&format!("{WIDE};latency_us_per_batch=20000"));
+    let job = job().set("devices.use", ONE_DEVICE);
     let undisturbed = job.done_into("undisturbed");
     for (taken, reported) in [
         ("results/embeddings", Some("committed part is damaged and will be computed again")),
@@ -303,15 +321,14 @@ fn a_result_folder_that_is_taken_away_ends_the_run_and_the_next_makes_it_again()
     ] {
         let _ = fs::remove_dir_all(job.at("results"));
         let _ = fs::remove_dir_all(job.at("taken"));
-        let failing = taken.ends_with(".state");
+        let failing = if taken.ends_with(".state") { ";fault=nan@ordinal:299" } else { "" };
         let mut command = job.command_into("results");
-        if failing {
-            command.env("VIRNUCPRO_SIM", format!("{WIDE};latency_us_per_batch=20000;fault=nan@ordinal:299"));
-        }
+        command.env("VIRNUCPRO_SIM", format!("{STANDS_STILL}{failing}"));
         let mut run = Running::start(&mut command);
         let results = job.at("results");
         run.wait_until("a segment is committed", |_| segments_committed(&results) > 0);
         fs::rename(job.at(taken), job.at("taken")).unwrap();
+        go_on(&run);
         let ended = run.finish().expect(75);
         ended.says([
             "No such file or directory",

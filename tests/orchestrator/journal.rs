@@ -1,7 +1,7 @@
 //! What is kept of a segment that is not complete: sessions shorter than a segment get somewhere.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -117,14 +117,23 @@ fn poison_and_lost_devices_do_not_confuse_the_journal() {
     let clean = job().simulating(poison);
     clean.run_into("undisturbed").expect(3);
     let undisturbed = clean.outcome("undisturbed");
-    let job = clean
-        .set("output.journal_ms", 0)
-        .simulating(&format!("latency_us_per_batch=30000;crash_rate=0.05;seed=3;{poison}"));
+    let disturbed = format!("latency_us_per_batch=30000;crash_rate=0.05;seed=3;{poison}");
+    let mut job = clean.set("output.journal_ms", 0);
     let mut sessions = 0;
     loop {
         sessions += 1;
-        let mut run = job.start_into("results");
-        run.run_for(Duration::from_millis(600));
+        // The first session cannot end by itself: one sequence holds up whoever gets it.
+        job = match sessions {
+            1 => job.simulating(&format!("{disturbed};fault=hang@ordinal:555")),
+            _ => job.simulating(&disturbed),
+        };
+        let kept = bytes(&journal(&job));
+        let (mut run, began) = (job.start_into("results"), Instant::now());
+        // Each session gets somewhere, however slow the machine is; the last one gets to the end.
+        while !run.has_ended() && bytes(&journal(&job)) < kept + 15_000 {
+            assert!(began.elapsed() < Duration::from_secs(300), "nothing is kept:\n{}", run.stderr());
+            std::thread::sleep(Duration::from_millis(3));
+        }
         run.signal(Signal::TERM);
         let finished = run.finish();
         if finished.code() == 3 {

@@ -134,11 +134,10 @@ const WINDOW_LOG_MAX: u32 = 27;
 /// Bytes that tell a format: bgzip's mark, the longest, lies in bytes 12 and 13 of the gzip header.
 const MAGIC_BYTES: usize = 14;
 
-/// The empty block that ends every whole bgzip file (SAM specification, section 4.1.2).
-const BGZIP_END: [u8; 28] = [
-    0x1f, 0x8b, 0x08, 0x04, 0, 0, 0, 0, 0, 0xff, 0x06, 0, 0x42, 0x43, 0x02, 0, 0x1b, 0, 0x03, 0, 0, 0, 0, 0,
-    0, 0, 0, 0,
-];
+/// The empty block that ends every whole bgzip file (SAM specification, section 4.1.2), without the zeros that end
+/// it: behind them there may be more.
+const BGZIP_END: [u8; 19] =
+    [0x1f, 0x8b, 0x08, 0x04, 0, 0, 0, 0, 0, 0xff, 0x06, 0, 0x42, 0x43, 0x02, 0, 0x1b, 0, 0x03];
 
 impl SourceReader {
     /// Recognises the format of `raw` and prepares to decompress it. `label`: the name in messages.
@@ -166,7 +165,7 @@ impl SourceReader {
             Format::Plain => Decoder::Plain(raw),
             Format::Gzip => {
                 let raw = BufReader::with_capacity(RAW_BUFFER_BYTES, raw);
-                Decoder::Gzip(Box::new(GzipMembers::new(raw, bgzip)))
+                Decoder::Gzip(Box::new(GzipMembers::new(raw)))
             }
             Format::Zstd => {
                 let raw = BufReader::with_capacity(RAW_BUFFER_BYTES, raw);
@@ -228,10 +227,11 @@ impl SourceReader {
         }
     }
 
-    /// A bgzip file cut between two blocks is a whole gzip file; only its missing last block tells.
+    /// A bgzip file cut between two blocks is a whole gzip file; only its missing last block tells. That the zeros
+    /// of that block are there, the decoder has seen.
     fn check_end(&self) -> Result<(), InputError> {
         let raw = self.raw();
-        if self.bgzip && raw.tail != BGZIP_END {
+        if self.bgzip && raw.tail.bytes != BGZIP_END {
             return Err(InputError::Truncated {
                 file: self.label.clone(),
                 format: "bgzip",
@@ -269,14 +269,13 @@ struct GzipMembers {
     /// `None` once the last member has ended.
     member: Option<GzDecoder<Raw>>,
     ended: Option<Raw>,
-    bgzip: bool,
     /// Something that is no gzip member stands behind the last one.
     is_followed: bool,
 }
 
 impl GzipMembers {
-    fn new(raw: Raw, bgzip: bool) -> Self {
-        Self { member: Some(GzDecoder::new(raw)), ended: None, bgzip, is_followed: false }
+    fn new(raw: Raw) -> Self {
+        Self { member: Some(GzDecoder::new(raw)), ended: None, is_followed: false }
     }
 
     fn raw(&self) -> &Raw {
@@ -297,8 +296,7 @@ impl GzipMembers {
                 [] => return Ok(0),
                 // Half a header is enough: what comes of it is a truncated or a damaged member.
                 [0x1f, ..] => self.member = self.ended.take().map(GzDecoder::new),
-                // A bgzip file ends with its last block and nothing else.
-                [0, ..] if !self.bgzip => skip_zeros(raw)
+                [0, ..] => skip_zeros(raw)
                     .inspect_err(|error| self.is_followed = error.kind() == io::ErrorKind::InvalidData)?,
                 _ => {
                     self.is_followed = true;
@@ -373,12 +371,41 @@ fn compression_by_name(label: &str) -> Option<&'static str> {
     }
 }
 
+/// The last bytes of a stream up to the last that is not zero.
+#[derive(Default)]
+struct Tail {
+    bytes: [u8; BGZIP_END.len()],
+    /// Zeros behind them, as far as they matter.
+    zeros: usize,
+}
+
+impl Tail {
+    fn follow(&mut self, new: &[u8]) {
+        let length = self.bytes.len();
+        let Some(last) = new.iter().rposition(|&byte| byte != 0) else {
+            self.zeros = (self.zeros + new.len()).min(length);
+            return;
+        };
+        let kept = &new[(last + 1).saturating_sub(length)..=last];
+        self.shift((self.zeros + kept.len()).min(length));
+        self.bytes[length - kept.len()..].copy_from_slice(kept);
+        self.zeros = (new.len() - last - 1).min(length);
+    }
+
+    /// Makes room at the end, filled with zeros.
+    fn shift(&mut self, count: usize) {
+        self.bytes.rotate_left(count);
+        let at = self.bytes.len() - count;
+        self.bytes[at..].fill(0);
+    }
+}
+
 /// The stored bytes on their way to the decoder: counted, digested, the last of them remembered.
 struct DigestingReader {
     stored: io::Chain<Cursor<Vec<u8>>, Box<dyn Read + Send>>,
     sha256: Sha256,
     bytes: u64,
-    tail: [u8; BGZIP_END.len()],
+    tail: Tail,
     failed: bool,
 }
 
@@ -388,7 +415,7 @@ impl DigestingReader {
             stored: Cursor::new(magic).chain(rest),
             sha256: Sha256::new(),
             bytes: 0,
-            tail: [0; BGZIP_END.len()],
+            tail: Tail::default(),
             failed: false,
         }
     }
@@ -401,10 +428,7 @@ impl Read for DigestingReader {
                 let new = &buffer[..read];
                 self.sha256.update(new);
                 self.bytes += read as u64;
-                let kept = read.min(self.tail.len());
-                self.tail.rotate_left(kept);
-                let at = self.tail.len() - kept;
-                self.tail[at..].copy_from_slice(&new[read - kept..]);
+                self.tail.follow(new);
                 Ok(read)
             }
             Err(error) => {
@@ -457,6 +481,7 @@ mod tests {
             ends.push(file.len());
         }
         file.extend(BGZIP_END);
+        file.extend([0; 9]);
         (file, ends)
     }
 
@@ -510,7 +535,7 @@ mod tests {
         assert_eq!(read(&skippable).unwrap().0, both);
         assert_eq!(read(&gzip(b"")).unwrap().0, b"");
         assert_eq!(read(&zstd_with_checksum(b"")).unwrap().0, b"");
-        assert_eq!(read(&BGZIP_END).unwrap().0, b"");
+        assert_eq!(read(&bgzip(b"", 1).0).unwrap().0, b"");
     }
 
     #[test]
@@ -558,9 +583,32 @@ mod tests {
         }
         for length in 2..stored.len() {
             assert!(read(&stored[..length]).is_err(), "cut to {length}");
+            // Nor do zeros in place of what is missing make it whole.
+            let missing = stored.len() - length;
+            if stored[length..].iter().any(|&byte| byte != 0) {
+                assert!(
+                    read(&[&stored[..length], &vec![0; missing]].concat()).is_err(),
+                    "zeros from {length}"
+                );
+            }
         }
         // Two whole bgzip files, one behind the other, end as one does.
         assert_eq!(read(&[stored.clone(), stored].concat()).unwrap().0, [text(), text()].concat());
+    }
+
+    #[test]
+    fn the_tail_of_a_stream_leaves_out_its_zeros_however_it_is_cut() {
+        let pieces: [&[u8]; 4] = [&[1; 30], &[0, 0, 2, 0], &[0; 40], &[3, 0, 0]];
+        let whole = pieces.concat();
+        for end in 0..=whole.len() {
+            let last = whole[..end].iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+            let padded = [&[0; BGZIP_END.len()], &whole[..last]].concat();
+            for size in [1, 2, 7, 19, 20, 100] {
+                let mut tail = Tail::default();
+                whole[..end].chunks(size).for_each(|piece| tail.follow(piece));
+                assert_eq!(tail.bytes, padded[last..], "{end} bytes by {size}");
+            }
+        }
     }
 
     #[test]
@@ -570,7 +618,7 @@ mod tests {
             for tail in [&b"x"[..], b"garbage behind the end", &[0; 4], &[0; 512], &[0, 0, 7]] {
                 let gzip = stored[..2] == [0x1f, 0x8b];
                 let outcome = read(&[&stored, tail].concat());
-                if gzip && stored[3] & 4 == 0 && tail.iter().all(|&byte| byte == 0) {
+                if gzip && tail.iter().all(|&byte| byte == 0) {
                     // Padded to whole blocks, as on a tape.
                     assert_eq!(outcome.unwrap().0, content);
                     continue;
@@ -579,7 +627,7 @@ mod tests {
                 assert!(error.is_bad_input(), "{error:?}");
                 assert!(error.to_string().contains("in.fasta"), "{error}");
                 if gzip {
-                    let zeros = if stored[3] & 4 == 0 && tail[0] == 0 { 2 } else { 0 };
+                    let zeros = if tail[0] == 0 { 2 } else { 0 };
                     match error {
                         InputError::TrailingBytes { bytes, .. } => {
                             assert_eq!(bytes, stored.len() as u64 + zeros);
