@@ -30,6 +30,12 @@ pub const SEGMENTS_ASKED: usize = SEGMENTS_OPEN_MAX;
 /// Complete segments on their way to the writer's thread: never more than may be open.
 pub const SEGMENTS_SEALED: usize = SEGMENTS_OPEN_MAX;
 
+/// Threads that encode complete segments: as many as can be complete while one more is being computed.
+pub const PART_ENCODERS: usize = SEGMENTS_OPEN_MAX - 1;
+
+/// Encoded parts on their way from an encoder to the writer's thread, which waits for each by itself.
+pub const PARTS_ENCODED: usize = 1;
+
 /// Batches on their way to the journal. What finds no room is not kept, only computed again after a crash: a
 /// slow disk must not slow the run, nor fill the memory.
 pub const JOURNAL_BATCHES: usize = 4;

@@ -2,6 +2,7 @@
 
 pub mod bounds;
 pub mod budget;
+mod commits;
 pub mod failed;
 pub mod fasta;
 pub mod fault;

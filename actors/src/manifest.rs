@@ -1,15 +1,17 @@
 //! `run.json`: what a result folder holds, what it was made from, and which segments are committed.
 //!
-//! The writer rewrites it after each part; a part that it does not name does not count. Start-up reads
-//! it to resume. Everything that changes values is in `identity`: a run with another identity must
+//! The writer rewrites it after each part, or, where there are many, keeps the latest commits beside it
+//! ([`crate::commits`]); a part that neither names does not count. Start-up reads both to resume. Everything that changes values is in `identity`: a run with another identity must
 //! never add to this folder.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::commits;
 use crate::fasta::{FileDigest, InputCounts};
 use crate::files;
 use crate::identity::SegmentId;
@@ -22,6 +24,9 @@ pub const FORMAT: u32 = 1;
 /// million of either fit; with more, writing it anew at each commit would take longer than the commits.
 /// Something larger under its name is none of ours and must not fill the memory.
 pub const BYTES_MAX: u64 = 256 << 20;
+
+/// How often it is read again because it was replaced meanwhile.
+const READS_MAX: usize = 8;
 
 /// What happened to the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -265,6 +270,11 @@ impl ResultFolder {
         self.state().join(format!("journal-{segment}"))
     }
 
+    /// Segments committed since `run.json` was last written whole.
+    pub fn commits(&self) -> PathBuf {
+        self.state().join("commits")
+    }
+
     /// Standard input, kept to be read again.
     pub fn spooled_stdin(&self) -> PathBuf {
         self.state().join("stdin.fasta")
@@ -302,16 +312,28 @@ impl Manifest {
     /// # Errors
     /// See [`ManifestError`].
     pub fn read(folder: &ResultFolder) -> Result<Option<Self>, ManifestError> {
-        let path = folder.manifest();
-        let mut text = Vec::new();
-        // One byte more than allowed tells that there is more.
-        let read =
-            files::open_regular(&path).and_then(|file| file.take(BYTES_MAX + 1).read_to_end(&mut text));
-        match read {
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ManifestError::Io { operation: "read", path, source }),
+        // A run that goes on may replace the manifest between the reading of it and of what it has committed since.
+        for _ in 0..READS_MAX {
+            if let Some(manifest) = Self::read_once(folder)? {
+                return Ok(manifest);
+            }
         }
+        let source = std::io::Error::other("it is replaced faster than it can be read");
+        Err(ManifestError::Io { operation: "read", path: folder.manifest(), source })
+    }
+
+    /// [`Manifest::read`]; `None` if the manifest was replaced meanwhile.
+    fn read_once(folder: &ResultFolder) -> Result<Option<Option<Self>>, ManifestError> {
+        let path = folder.manifest();
+        let failed = |source| ManifestError::Io { operation: "read", path: path.clone(), source };
+        let mut text = Vec::new();
+        let file = match files::open_regular(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Some(None)),
+            Err(error) => return Err(failed(error)),
+        };
+        // One byte more than allowed tells that there is more.
+        (&file).take(BYTES_MAX + 1).read_to_end(&mut text).map_err(failed)?;
         if text.len() as u64 > BYTES_MAX {
             return Err(ManifestError::TooLarge { path, bytes: text.len() as u64 });
         }
@@ -324,11 +346,18 @@ impl Manifest {
         if format != FORMAT {
             return Err(ManifestError::Format { path, found: format });
         }
-        let manifest: Self = serde_json::from_slice(&text).map_err(malformed)?;
-        match manifest.contradiction() {
-            Some(reason) => Err(ManifestError::Inconsistent { path, reason }),
-            None => Ok(Some(manifest)),
+        let mut manifest: Self = serde_json::from_slice(&text).map_err(malformed)?;
+        let is_followed = commits::follow(folder, commits::digest_of(&text), &mut manifest)?;
+        if let Some(reason) = manifest.contradiction() {
+            return Err(ManifestError::Inconsistent { path, reason });
         }
+        // While the file is open nothing else can have its inode.
+        let is_same = is_followed
+            || match (file.metadata(), std::fs::metadata(&path)) {
+                (Ok(read), Ok(now)) => (read.dev(), read.ino()) == (now.dev(), now.ino()),
+                _ => true,
+            };
+        Ok(is_same.then_some(Some(manifest)))
     }
 
     /// What is impossible in it: the sign of an edit by hand or of a damaged file that is still JSON.
@@ -370,21 +399,30 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Io`], [`ManifestError::TooLarge`].
     pub fn write(&self, folder: &ResultFolder) -> Result<(), ManifestError> {
+        self.write_whole(folder).map(|_| ())
+    }
+
+    /// [`Manifest::write`]; returns the digest of what was written.
+    pub(crate) fn write_whole(&self, folder: &ResultFolder) -> Result<u128, ManifestError> {
         let path = folder.manifest();
         let text = serde_json::to_vec_pretty(self).expect("a manifest is plain data");
         if text.len() as u64 > BYTES_MAX {
             // It could not be read again.
             return Err(ManifestError::TooLarge { path, bytes: text.len() as u64 });
         }
-        write_whole(&path, &text).map_err(|source| ManifestError::Io { operation: "write", path, source })
+        write_whole(&path, &text).map_err(|source| ManifestError::Io { operation: "write", path, source })?;
+        // It goes on from the manifest before: left behind, it means nothing.
+        let _ = files::remove(&folder.commits());
+        Ok(commits::digest_of(&text))
     }
 
     /// Adds a committed segment.
     pub fn commit(&mut self, segment: SegmentId, entry: SegmentEntry) {
-        self.totals.records += entry.records;
-        self.totals.rows += entry.rows;
-        self.totals.failed += entry.failed;
-        self.totals.residues += entry.residues;
+        // What was read is held against the segments afterwards.
+        self.totals.records = self.totals.records.saturating_add(entry.records);
+        self.totals.rows = self.totals.rows.saturating_add(entry.rows);
+        self.totals.failed = self.totals.failed.saturating_add(entry.failed);
+        self.totals.residues = self.totals.residues.saturating_add(entry.residues);
         let previous = self.segments.insert(segment.0, entry);
         assert!(previous.is_none(), "segment {segment} was committed twice");
     }
@@ -503,12 +541,12 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn empty() -> Manifest {
+    pub(crate) fn empty() -> Manifest {
         Manifest {
             format: FORMAT,
             version: "1.2.3".to_owned(),
@@ -529,7 +567,7 @@ mod tests {
     }
 
     /// A segment of at most 1,000 records, in its place in the input.
-    fn entry(segment: u32, rows: u64, failed: u64, residues: u64) -> SegmentEntry {
+    pub(crate) fn entry(segment: u32, rows: u64, failed: u64, residues: u64) -> SegmentEntry {
         SegmentEntry {
             first_index: 1_000 * u64::from(segment),
             records: rows + failed,

@@ -1,9 +1,10 @@
 //! The writer actor: assembles each segment in input order and commits it as one part.
 //!
 //! The packer opens a segment, delivers embeddings and seals it; the actor keeps them in memory and hands
-//! the sealed segment to its thread, which writes the part, then the manifest: in that order, so that a
-//! part counts only once it is whole. A full or read-only disk pauses the thread until it can write. Invariant: a
-//! segment is committed only if each of its sequences was delivered or set aside, exactly once.
+//! the sealed segment to its threads. Encoders write parts under temporary names, several at once, since encoding is
+//! most of the work; one thread gives them their names, each followed by the manifest, in the order in which they
+//! were sealed: a part counts only once it is whole. A full or read-only disk pauses that thread until it can write.
+//! Invariant: a segment is committed only if each of its sequences was delivered or set aside, exactly once.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::bounds;
+use crate::commits::{Commit, Commits};
 use crate::failed::{self, FailedRecord};
 use crate::fasta::Record;
 use crate::identity::SegmentId;
@@ -22,7 +24,7 @@ use crate::manifest::{Manifest, ManifestError, ResultFolder, SegmentEntry, write
 use crate::obstacle::write_when_possible;
 use crate::order::{AnswerTo, Refused};
 use crate::packer::PackerMessage;
-use crate::part::{self, PartError, PartRow, PartSchema};
+use crate::part::{self, EncodedPart, PartError, PartRow, PartSchema};
 use crate::segment::PreparedSegment;
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::{Doing, EventLevel, Happening, Reporter, Stage, TelemetryMessage};
@@ -138,10 +140,39 @@ pub(crate) struct WriterState {
     packer: ActorRef<PackerMessage>,
     supervisor: ActorRef<SupervisorMessage>,
     telemetry: Reporter,
-    /// Sealed segments, to the thread; as many as can be open, so never full. Closing it ends the thread.
-    sealed: Option<flume::Sender<Assembly>>,
+    /// To the threads; closing both queues ends them.
+    sealed: Option<SealedQueues>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    encoders: Vec<JoinHandle<()>>,
+}
+
+/// Where sealed segments go. As many fit as can be open, so neither is ever full.
+struct SealedQueues {
+    to_encode: flume::Sender<ToEncode>,
+    to_commit: flume::Sender<Sealed>,
+}
+
+impl SealedQueues {
+    /// Whether the threads took it.
+    fn send(&self, assembly: Assembly) -> bool {
+        let assembly = Arc::new(assembly);
+        let (encoded, part) = flume::bounded(bounds::PARTS_ENCODED);
+        self.to_encode.try_send(ToEncode { assembly: assembly.clone(), encoded }).is_ok()
+            && self.to_commit.try_send(Sealed { assembly, part }).is_ok()
+    }
+}
+
+/// A segment for an encoder, which drops the sender if it fails in a way that nobody foresaw.
+struct ToEncode {
+    assembly: Arc<Assembly>,
+    encoded: flume::Sender<Result<EncodedPart, PartError>>,
+}
+
+/// A segment for the thread that commits.
+struct Sealed {
+    assembly: Arc<Assembly>,
+    part: flume::Receiver<Result<EncodedPart, PartError>>,
 }
 
 /// A segment under assembly.
@@ -185,13 +216,25 @@ impl Actor for Writer {
             telemetry,
             ..
         } = arguments;
-        let (sealed, received) = flume::bounded::<Assembly>(bounds::SEGMENTS_SEALED);
+        let (to_commit, sealed) = flume::bounded::<Sealed>(bounds::SEGMENTS_SEALED);
+        let (to_encode, unencoded) = flume::bounded::<ToEncode>(bounds::SEGMENTS_SEALED);
         let stop = Arc::new(AtomicBool::new(false));
+        let layout = Arc::new(PartLayout { folder: folder.clone(), schema, metadata: part_metadata });
+        let mut encoders = Vec::new();
+        for _ in 0..bounds::PART_ENCODERS {
+            let (layout, unencoded, owner) = (layout.clone(), unencoded.clone(), myself.clone());
+            encoders.push(crate::thread::spawn_watched(
+                "encoder",
+                move || layout.encode_all(&unencoded),
+                move |message| {
+                    let _ = owner.cast(WriterMessage::Panicked(message));
+                },
+            )?);
+        }
         let committer = Committer {
+            commits: Commits::new(folder.clone(), manifest),
             folder,
-            manifest,
-            schema,
-            part_metadata,
+            layout,
             stop: stop.clone(),
             writer: myself.clone(),
             telemetry: telemetry.clone(),
@@ -205,7 +248,7 @@ impl Actor for Writer {
         let thread = crate::thread::spawn_watched(
             "writer",
             move || {
-                let _ = manifest_back.send(committer.commit_all(&received));
+                let _ = manifest_back.send(committer.commit_all(&sealed));
             },
             move |message| {
                 let _ = myself.cast(WriterMessage::Panicked(message));
@@ -221,9 +264,10 @@ impl Actor for Writer {
             packer,
             supervisor,
             telemetry,
-            sealed: Some(sealed),
+            sealed: Some(SealedQueues { to_encode, to_commit }),
             stop,
             thread: Some(thread),
+            encoders,
         })
     }
 
@@ -267,8 +311,8 @@ impl Actor for Writer {
                 assembly.check_complete()?;
                 assembly.token_budgets = token_budgets;
                 let Some(sealed) = &state.sealed else { return Ok(()) };
-                if sealed.try_send(assembly).is_err() {
-                    return Err(format!("the writer thread does not take segment {segment}").into());
+                if !sealed.send(assembly) {
+                    return Err(format!("the writer's threads do not take segment {segment}").into());
                 }
                 state.committing += 1;
             }
@@ -295,6 +339,9 @@ impl Actor for Writer {
         state.stop.store(true, Ordering::Relaxed);
         state.sealed = None;
         crate::thread::join(state.thread.take()).await;
+        for encoder in state.encoders.drain(..) {
+            crate::thread::join(Some(encoder)).await;
+        }
         let unfinished = state.unfinished();
         state.journal.stop(unfinished).await;
         Ok(())
@@ -469,12 +516,34 @@ impl Assembly {
     }
 }
 
+/// What a part depends on besides its rows.
+struct PartLayout {
+    folder: ResultFolder,
+    schema: PartSchema,
+    metadata: BTreeMap<String, String>,
+}
+
+impl PartLayout {
+    /// An encoder's life.
+    fn encode_all(&self, sealed: &flume::Receiver<ToEncode>) {
+        while let Ok(ToEncode { assembly, encoded }) = sealed.recv() {
+            crate::fault::point("encoder");
+            // Nobody waits for it once the run ends early; dropped, it is removed.
+            let _ = encoded.send(self.encode(&assembly));
+        }
+    }
+
+    fn encode(&self, assembly: &Assembly) -> Result<EncodedPart, PartError> {
+        let path = self.folder.0.join(ResultFolder::part_name(assembly.id()));
+        part::encode_part(&path, &self.schema, &self.metadata, assembly.rows())
+    }
+}
+
 /// The writer thread's side: parts and manifest.
 struct Committer {
     folder: ResultFolder,
-    manifest: Manifest,
-    schema: PartSchema,
-    part_metadata: BTreeMap<String, String>,
+    layout: Arc<PartLayout>,
+    commits: Commits,
     stop: Arc<AtomicBool>,
     writer: ActorRef<WriterMessage>,
     telemetry: Reporter,
@@ -483,13 +552,15 @@ struct Committer {
 
 impl Committer {
     /// Commits segments until there are no more; returns the manifest.
-    fn commit_all(mut self, sealed: &flume::Receiver<Assembly>) -> Manifest {
+    fn commit_all(mut self, sealed: &flume::Receiver<Sealed>) -> Manifest {
         let mut free_since = Instant::now();
         self.telemetry.stage(Stage::Write, Doing::Starved, None);
-        while let Ok(assembly) = sealed.recv() {
+        while let Ok(Sealed { assembly, part }) = sealed.recv() {
             self.telemetry.stage(Stage::Write, Doing::Busy, Some(free_since.elapsed()));
             crate::fault::point("writer-thread");
-            let message = match self.commit_when_possible(&assembly) {
+            // An encoder that panicked has said so.
+            let Ok(part) = part.recv() else { break };
+            let message = match self.commit_when_possible(&assembly, part) {
                 Ok(Some(message)) => message,
                 Ok(None) => break,
                 Err(error) => WriterMessage::CommitFailed(error),
@@ -499,12 +570,19 @@ impl Committer {
             self.telemetry.stage(Stage::Write, Doing::Starved, None);
         }
         self.telemetry.stage(Stage::Write, Doing::Nothing, None);
-        self.manifest
+        self.commits.into_manifest()
     }
 
     /// Commits one segment, waiting while something that may pass is in the way; `None` if told to stop
     /// while waiting.
-    fn commit_when_possible(&mut self, assembly: &Assembly) -> Result<Option<WriterMessage>, WriteError> {
+    ///
+    /// What an encoder could not write may have been in the way then only: it is encoded again.
+    fn commit_when_possible(
+        &mut self,
+        assembly: &Assembly,
+        part: Result<EncodedPart, PartError>,
+    ) -> Result<Option<WriterMessage>, WriteError> {
+        let mut part = part.ok();
         let (folder, stop, telemetry) = (self.folder.0.clone(), self.stop.clone(), self.telemetry.clone());
         let pausing = |paused: Option<&'static str>| {
             telemetry.tell(TelemetryMessage::DiskFull(paused.is_some()));
@@ -517,15 +595,21 @@ impl Committer {
                 telemetry.event(Happening::new(EventLevel::Info, "writing goes on"));
             }
         };
-        write_when_possible(&folder, || stop.load(Ordering::Relaxed), pausing, || self.commit(assembly))
+        write_when_possible(
+            &folder,
+            || stop.load(Ordering::Relaxed),
+            pausing,
+            || {
+                let part = part.take().map_or_else(|| self.layout.encode(assembly), Ok)?;
+                self.commit(assembly, part)
+            },
+        )
     }
 
-    fn commit(&mut self, assembly: &Assembly) -> Result<WriterMessage, WriteError> {
+    fn commit(&mut self, assembly: &Assembly, part: EncodedPart) -> Result<WriterMessage, WriteError> {
         let OpenedSegment { prepared, failed, .. } = &assembly.opened;
         let (segment, records) = (prepared.segment.id, &prepared.segment.records);
-        let part = ResultFolder::part_name(segment);
-        let path = self.folder.0.join(&part);
-        let summary = part::write_part(&path, &self.schema, &self.part_metadata, assembly.rows())?;
+        let summary = part.commit()?;
         if !failed.is_empty() {
             let path = self.folder.failed_of(segment);
             write_whole(&path, failed::to_lines(failed.clone()).as_bytes())
@@ -541,7 +625,7 @@ impl Committer {
             rows: summary.rows,
             failed: failed.len() as u64,
             residues,
-            part,
+            part: ResultFolder::part_name(segment),
             bytes: summary.bytes,
             sha256: summary.checksum.to_string(),
         };
@@ -552,14 +636,12 @@ impl Committer {
             failed: entry.failed,
             residues,
         };
-        let mut manifest = self.manifest.clone();
-        manifest.commit(segment, entry);
-        manifest.device_token_budgets.clone_from(&assembly.token_budgets);
-        if let Some(session) = manifest.sessions.last_mut() {
-            session.elapsed_s = self.started.elapsed().as_secs_f64();
-        }
-        manifest.write(&self.folder)?;
-        self.manifest = manifest;
+        self.commits.commit(Commit {
+            segment: segment.0,
+            entry,
+            device_token_budgets: assembly.token_budgets.clone(),
+            elapsed_s: self.started.elapsed().as_secs_f64(),
+        })?;
         Ok(message)
     }
 }

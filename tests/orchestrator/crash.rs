@@ -5,9 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use actors::manifest::{Manifest, ResultFolder};
 
 use crate::job::JobFolder;
-use crate::outcome::{Outcome, manifest};
+use crate::outcome::{Outcome, manifest, segments_committed};
 use crate::process::{Finished, run};
 use crate::proteins::{Random, fasta};
 
@@ -96,9 +99,17 @@ fn temporary_files(results: &Path) -> Vec<String> {
 
 /// Splits `work` among threads, each with a job of its own that has run undisturbed.
 fn for_each<T: Sync>(work: &[T], check: impl Fn(&JobFolder, &Outcome, &T) + Sync) {
+    for_each_of(job, work, check);
+}
+
+fn for_each_of<T: Sync>(
+    job: impl Fn() -> JobFolder + Sync,
+    work: &[T],
+    check: impl Fn(&JobFolder, &Outcome, &T) + Sync,
+) {
     std::thread::scope(|scope| {
         for thread in 0..AT_ONCE {
-            let check = &check;
+            let (job, check) = (&job, &check);
             scope.spawn(move || {
                 let job = job();
                 job.run_into("undisturbed").expect(3);
@@ -138,6 +149,62 @@ fn a_crash_while_an_earlier_crash_is_mended_costs_nothing_either() {
         }
         assert_resumed(job, whole, &format!("after operations {numbers:?}"));
     });
+}
+
+/// What is committed, by `run.json` and what goes on from it; each part with its inode.
+fn committed(results: &Path) -> BTreeMap<u32, (String, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let manifest = Manifest::read(&ResultFolder(results.to_owned())).unwrap();
+    let segments = manifest.map(|manifest| manifest.segments).unwrap_or_default();
+    segments
+        .into_iter()
+        .map(|(segment, entry)| {
+            let inode = fs::metadata(results.join(&entry.part)).unwrap().ino();
+            (segment, (entry.sha256, inode))
+        })
+        .collect()
+}
+
+#[test]
+fn a_crash_among_many_segments_costs_none_that_was_committed() {
+    let job = || {
+        JobFolder::new(fasta(93, 40, 20..40))
+            .set("output.segment_sequences", 1)
+            .simulating("fault=nan@ordinal:37")
+    };
+    let traced = job();
+    let operations = trace(&traced, "results", &[]);
+    assert_ordered(&operations);
+    assert_eq!(temporary_files(&traced.at("results")), Vec::<String>::new());
+    assert!(!traced.at("results/.state/commits").exists(), "at the end `run.json` has everything");
+    let is_of_commits = |operation: &Vec<String>| operation[1] == ".state/commits";
+    let first = operations.iter().position(is_of_commits).unwrap();
+    let last = operations.iter().rposition(is_of_commits).unwrap();
+    let kinds: BTreeSet<&str> = operations
+        .iter()
+        .filter(|operation| is_of_commits(operation))
+        .map(|operation| operation[0].as_str())
+        .collect();
+    assert_eq!(kinds, BTreeSet::from(["create", "remove", "sync", "write"]));
+
+    let mut random = Random::from_environment("crash among many segments");
+    let offset = random.within(0..3) as usize;
+    let numbers: Vec<usize> = (first..operations.len().min(last + 8)).skip(offset).step_by(3).collect();
+    let lacking = AtomicUsize::new(0);
+    for_each_of(job, &numbers, |job, whole, &number| {
+        let what = format!("after operation {number}");
+        assert!(crash_at(job, number).was_ended_by_a_signal(), "{what}");
+        let results = job.at("results");
+        let before = committed(&results);
+        assert!(before.len() >= 30, "{what}: {} segments", before.len());
+        lacking.fetch_add(usize::from(before.len() > segments_committed(&results)), Ordering::Relaxed);
+        assert_resumed(job, whole, &what);
+        let after = committed(&results);
+        for (segment, part) in &before {
+            assert_eq!(after.get(segment), Some(part), "{what}: segment {segment} was made again");
+        }
+    });
+    assert!(lacking.into_inner() > 0, "`run.json` lacked no commit: {numbers:?}");
 }
 
 /// The rules by which a power cut, too, leaves only whole files under their names: a name is given only to

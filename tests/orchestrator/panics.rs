@@ -41,6 +41,7 @@ fn a_packer_that_panics_ends_the_run_resumable() {
 fn a_writer_that_panics_ends_the_run_resumable() {
     ends_resumable("writer", "the writer failed");
     ends_resumable("writer-thread", "writer thread panicked: fault on purpose");
+    ends_resumable("encoder", "writer thread panicked: fault on purpose");
 }
 
 #[test]

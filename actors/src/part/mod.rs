@@ -16,4 +16,6 @@ pub use error::PartError;
 pub use pending::{PendingFile, temporary_path};
 pub use reader::{PartFooter, PartReader, read_footer};
 pub use schema::PartSchema;
-pub use writer::{PartRow, PartSummary, ROW_GROUP_BYTES_MAX, ROW_GROUP_ROWS_MAX, write_part};
+pub use writer::{
+    EncodedPart, PartRow, PartSummary, ROW_GROUP_BYTES_MAX, ROW_GROUP_ROWS_MAX, encode_part, write_part,
+};

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::{
@@ -80,12 +80,43 @@ pub fn write_part<'a>(
     metadata: &BTreeMap<String, String>,
     rows: impl IntoIterator<Item = PartRow<'a>>,
 ) -> Result<PartSummary, PartError> {
+    encode_part(path, schema, metadata, rows)?.commit()
+}
+
+/// A part that is written, but neither synced nor under its name; dropped, it is removed.
+#[derive(Debug)]
+pub struct EncodedPart {
+    pending: PendingFile,
+    path: PathBuf,
+    summary: PartSummary,
+}
+
+impl EncodedPart {
+    /// Syncs it and gives it its name, replacing an older file.
+    ///
+    /// # Errors
+    /// [`PartError`]; neither name has changed or remains then.
+    pub fn commit(self) -> Result<PartSummary, PartError> {
+        self.pending.commit().map_err(|source| PartError::writing(&self.path, source))?;
+        Ok(self.summary)
+    }
+}
+
+/// Writes `rows` to the temporary name of `path`: all of [`write_part`] that takes processor time.
+///
+/// # Errors
+/// See [`PartError`]; the temporary name does not remain then.
+pub fn encode_part<'a>(
+    path: &Path,
+    schema: &PartSchema,
+    metadata: &BTreeMap<String, String>,
+    rows: impl IntoIterator<Item = PartRow<'a>>,
+) -> Result<EncodedPart, PartError> {
     let pending = PendingFile::create(path).map_err(|source| PartError::writing(path, source))?;
     let mut sink = HashingWriter::new(&pending);
     let rows = encode(path, schema, metadata, rows, ROW_GROUP_BYTES_MAX, &mut sink)?;
     let (bytes, checksum) = sink.finish();
-    pending.commit().map_err(|source| PartError::writing(path, source))?;
-    Ok(PartSummary { rows, bytes, checksum })
+    Ok(EncodedPart { pending, path: path.to_owned(), summary: PartSummary { rows, bytes, checksum } })
 }
 
 /// Encodes `rows` into `sink`; `path` is for messages only. Returns the rows.
