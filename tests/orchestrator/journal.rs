@@ -152,7 +152,17 @@ fn poison_and_lost_devices_do_not_confuse_the_journal() {
         assert!(sessions < 30, "the sessions get nowhere");
     }
     assert!(sessions > 1);
-    job.outcome("results").assert_same(&undisturbed, "poison and crashes");
+    let mut outcome = job.outcome("results");
+    // The reason is that of the last of four tries, and any of them may meet one of the crashes by chance.
+    let crash = "device failed: worker ended: signal: 6";
+    let (found, expected) = (outcome.failed_records(), undisturbed.failed_records());
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_eq!(found[..5], expected[..5]);
+        assert!(found[5] == expected[5] || found[5].starts_with(crash), "{found:?}");
+    }
+    outcome.failed.clone_from(&undisturbed.failed);
+    outcome.assert_same(&undisturbed, "poison and crashes");
 }
 
 #[test]
