@@ -15,7 +15,7 @@
 //! other ones is no use. It is not synced while the run goes on: `kill -9` loses nothing that was written,
 //! a power cut at most the frames that had not reached the disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::bounds;
 use crate::identity::SegmentId;
-use crate::manifest::ResultFolder;
+use crate::manifest::{Manifest, ResultFolder};
 use crate::order::{AnswerTo, Refused};
 use crate::part::{PartSchema, PendingFile};
 use crate::segment::PreparedSegment;
@@ -93,6 +93,18 @@ impl JournalPlace {
 
     fn path(&self, segment: SegmentId) -> PathBuf {
         self.folder.journal_of(segment)
+    }
+
+    /// Deletes the journals of those segments that are committed.
+    fn remove_committed(&self, segments: &[SegmentId]) {
+        if segments.is_empty() {
+            return;
+        }
+        // What cannot be read or removed now is at the next start.
+        let Ok(Some(manifest)) = Manifest::read(&self.folder) else { return };
+        for segment in segments.iter().filter(|segment| manifest.segments.contains_key(&segment.0)) {
+            let _ = crate::files::remove(&self.path(*segment));
+        }
     }
 
     fn header(&self, prepared: &PreparedSegment) -> Header {
@@ -346,11 +358,16 @@ impl Journal {
 
     /// Lets the thread write what it has, and syncs. Then the session is over and there is time for what found
     /// no room in the queue: the journals of `unfinished` segments are written anew, whole.
-    pub(crate) async fn stop(&mut self, unfinished: Vec<Unfinished>) {
+    ///
+    /// A segment that is not `open` any more was perhaps committed too late for the actor to hear of it: the disk
+    /// knows, and its journal goes.
+    pub(crate) async fn stop(&mut self, unfinished: Vec<Unfinished>, open: &HashSet<SegmentId>) {
         self.entries = None;
         crate::thread::join(self.thread.take()).await;
         let place = self.place.clone();
+        let sealed: Vec<SegmentId> = self.begun.keys().copied().filter(|one| !open.contains(one)).collect();
         let write_all = move || {
+            place.remove_committed(&sealed);
             for one in &unfinished {
                 if let Err(error) = one.write(&place) {
                     let segment = one.prepared.segment.id;
@@ -531,7 +548,7 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(journal.stop(Vec::new()));
+        runtime.block_on(journal.stop(Vec::new(), &HashSet::from([SegmentId(3)])));
     }
 
     #[test]
@@ -564,9 +581,28 @@ mod tests {
         let (sequences, values) = (vec![0, 2], vec![3.0, 4.0, 1.0, 2.0]);
         let unfinished = Unfinished { prepared: prepared.clone(), sequences, values };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(journal.stop(vec![unfinished]));
+        runtime.block_on(journal.stop(vec![unfinished], &HashSet::from([SegmentId(3)])));
         let recovered = place.recover(&prepared);
         assert_eq!((recovered.sequences, recovered.values), (vec![0, 2], vec![3.0, 4.0, 1.0, 2.0]));
+    }
+
+    #[test]
+    fn the_journal_of_a_segment_that_was_committed_unheard_goes_at_the_end() {
+        use crate::manifest::tests::{empty, entry};
+        let folder = tempfile::tempdir().unwrap();
+        let (place, prepared) = (place(folder.path(), "a"), prepared(&["MK"]));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for is_committed in [false, true] {
+            let mut journal = Journal::start(place.clone(), |panic| panic!("{panic}")).unwrap();
+            journal.append(&prepared, &[0], &[1.0, 2.0]);
+            let mut manifest = empty();
+            if is_committed {
+                manifest.commit(SegmentId(3), entry(3, 1, 0, 2));
+            }
+            manifest.write(&place.folder).unwrap();
+            runtime.block_on(journal.stop(Vec::new(), &HashSet::new()));
+            assert_eq!(place.path(SegmentId(3)).exists(), !is_committed);
+        }
     }
 
     #[test]

@@ -343,7 +343,8 @@ impl Actor for Writer {
             crate::thread::join(Some(encoder)).await;
         }
         let unfinished = state.unfinished();
-        state.journal.stop(unfinished).await;
+        let open = state.open.keys().copied().collect();
+        state.journal.stop(unfinished, &open).await;
         Ok(())
     }
 }
