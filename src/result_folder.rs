@@ -77,7 +77,9 @@ impl LockedFolder {
         self.remove_parts_except(&[])?;
         for path in list(&self.folder.state())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if ["failed-", ".failed-", "journal-"].iter().any(|of_segment| name.starts_with(of_segment)) {
+            if ["failed-", ".failed-", "journal-"].iter().any(|of_segment| name.starts_with(of_segment))
+                || path == self.folder.commits()
+            {
                 remove(&path)?;
             }
         }
