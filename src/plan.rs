@@ -188,11 +188,11 @@ fn describe(plan: &Plan) -> String {
     for rejected in first_rejected {
         line(
             "  rejected",
-            format!("{}:{} `{}`: {}", rejected.file, rejected.line, rejected.id, rejected.reason),
+            format!("{}:{} `{}`: {}", rejected.file, rejected.line, actors::shown(&rejected.id), rejected.reason),
         );
     }
     if let Some(longest) = longest {
-        line("longest", format!("{} residues (`{}`)", grouped(longest.residues), longest.id));
+        line("longest", format!("{} residues (`{}`)", grouped(longest.residues), actors::shown(&longest.id)));
     }
     line("lengths", String::new());
     let most = lengths.bins.iter().map(|bin| bin.sequences).max().unwrap_or(1).max(1);

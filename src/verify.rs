@@ -88,7 +88,7 @@ fn check_rows(folder: &ResultFolder, entry: &SegmentEntry) -> Result<(), String>
             return Err(format!("`{}`: index {} is out of order", entry.part, row.index));
         }
         if !row.embedding.iter().all(|value| value.is_finite()) {
-            return Err(format!("`{}`: the embedding of `{}` is not finite", entry.part, row.id));
+            return Err(format!("`{}`: the embedding of `{}` is not finite", entry.part, actors::shown(row.id)));
         }
         previous = Some(row.index);
     }

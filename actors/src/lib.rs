@@ -25,6 +25,7 @@ mod reader;
 pub mod restart;
 mod run;
 pub mod segment;
+mod shown;
 mod supervisor;
 mod telemetry;
 mod thread;
@@ -35,6 +36,7 @@ pub use inference::WorkerCommand;
 pub use obstacle::write_when_possible;
 pub use order::Refused;
 pub use run::{Run, RunEnd, RunPlan, Stopper};
+pub use shown::{Shown, acts, shown};
 pub use supervisor::{DevicePlan, Outcome, StopReason};
 pub use telemetry::{
     Bottleneck, DeviceState, DeviceView, EventLevel, EventView, GpuView, JobView, Remaining,

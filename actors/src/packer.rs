@@ -24,6 +24,7 @@ use crate::ledger::{Completion, Lease, Ledger, Verdict};
 use crate::packing::{PackingPlan, pack};
 use crate::reader::{ReadSegment, ReaderMessage};
 use crate::segment::PreparedSegment;
+use crate::shown::shown;
 use crate::supervisor::SupervisorMessage;
 use crate::telemetry::{
     BatchReport, Doing, EventLevel, Happening, PackerReport, Reporter, Supply, TelemetryMessage, WorkAccount,
@@ -472,7 +473,7 @@ impl PackerState {
                 1 => String::new(),
                 count => format!(" and {} with the same sequence", count - 1),
             };
-            let text = format!("record `{}`{others} is set aside: {reason}", first.id);
+            let text = format!("record `{}`{others} is set aside: {reason}", shown(&first.id));
             self.event(EventLevel::Error, worker, text, "sequences set aside");
         }
         self.writer()?.cast(WriterMessage::SetAside { segment, sequence, failed })?;

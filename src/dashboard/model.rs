@@ -183,11 +183,16 @@ impl Model {
     }
 
     fn pressed(&mut self, key: Key) -> Action {
-        self.message = None;
         if self.searching {
+            self.message = None;
             self.searched(key);
             return Action::Nothing;
         }
+        if matches!(key, Key::Pasted(_)) {
+            // Nobody means a text as an answer, let alone as keys.
+            return Action::Nothing;
+        }
+        self.message = None;
         if let Some(question) = self.question.take() {
             return self.answered(question, key);
         }
@@ -222,7 +227,7 @@ impl Model {
                 };
             }
             Key::Char(letter) if self.ended.is_none() => return self.wished(letter),
-            Key::Enter | Key::Backspace | Key::Char(_) => {}
+            Key::Enter | Key::Backspace | Key::Char(_) | Key::Pasted(_) => {}
         }
         Action::Nothing
     }
@@ -274,6 +279,10 @@ impl Model {
     fn searched(&mut self, key: Key) {
         match key {
             Key::Char(letter) if self.search.chars().count() < SEARCH_MAX => self.search.push(letter),
+            Key::Pasted(text) => {
+                let room = SEARCH_MAX.saturating_sub(self.search.chars().count());
+                self.search.extend(text.chars().take(room));
+            }
             Key::Backspace => drop(self.search.pop()),
             Key::Enter => self.searching = false,
             Key::Esc => {
@@ -533,6 +542,22 @@ mod tests {
         assert_eq!(model.events().len(), 0);
         model.update(Event::Key(Key::Backspace));
         assert_eq!(model.events().len(), 1);
+    }
+
+    #[test]
+    fn a_pasted_text_is_no_keys_but_may_be_searched_for() {
+        let mut model = model(HOME);
+        let pasted = |text: &str| Event::Key(Key::Pasted(text.to_owned()));
+        press(&mut model, 's');
+        assert_eq!(model.update(pasted("y")), Action::Nothing);
+        assert_eq!(model.question, Some(Question::Stop), "it still waits for an answer");
+        press(&mut model, 'n');
+        press(&mut model, '/');
+        press(&mut model, 'a');
+        assert_eq!(model.update(pasted("sy p")), Action::Nothing);
+        assert_eq!(model.search, "asy p");
+        model.update(pasted(&"x".repeat(2 * SEARCH_MAX)));
+        assert_eq!(model.search.len(), SEARCH_MAX);
     }
 
     #[test]

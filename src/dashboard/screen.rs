@@ -31,6 +31,10 @@ const DRAWING_MAX: Duration = Duration::from_millis(500);
 /// What a terminal that does not tell its size is taken for.
 const SIZE_UNKNOWN: Rect = Rect { x: 0, y: 0, width: 80, height: 24 };
 
+/// Asks the terminal to mark what is pasted, and no more: else a pasted text would be keys that stop the job.
+const MARK_PASTES: &[u8] = b"\x1b[?2004h";
+const MARK_NO_PASTES: &[u8] = b"\x1b[?2004l";
+
 /// What the terminal was before; `None` while nobody has it.
 static BEFORE: Mutex<Option<Before>> = Mutex::new(None);
 /// Held by whoever writes to the terminal.
@@ -77,7 +81,7 @@ pub(crate) fn give_back() {
         // First the modes: they take effect even if the terminal takes no more bytes.
         let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &before.modes);
         if let Some(_writing) = lock_soon(&WRITING) {
-            let mut bytes = Vec::new();
+            let mut bytes = MARK_NO_PASTES.to_vec();
             let _ = queue!(bytes, cursor::Show, terminal::LeaveAlternateScreen);
             let _ = own(io::stdout()).and_then(|mut terminal| terminal.write_all(&bytes));
         }
@@ -267,6 +271,7 @@ impl Screen {
     /// Whatever the terminal shows now, the next frame is drawn whole.
     fn begin_anew(&mut self) -> io::Result<()> {
         queue!(self.backend, terminal::EnterAlternateScreen, cursor::Hide)?;
+        self.backend.write_all(MARK_PASTES)?;
         self.backend.clear_region(ClearType::All)?;
         Write::flush(&mut self.backend)?;
         self.shown = Buffer::empty(size());

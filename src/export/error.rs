@@ -52,7 +52,7 @@ pub(crate) enum ExportError {
         path: PathBuf,
     },
     /// An id would break the lines of a text file.
-    #[error("id {id:?} of record {index} does not fit on a line of `{}`: export hdf5", path.display())]
+    #[error("id `{}` of record {index} does not fit on a line of `{}`: export hdf5", actors::shown(.id), path.display())]
     Id {
         /// The id.
         id: String,
@@ -62,7 +62,7 @@ pub(crate) enum ExportError {
         path: PathBuf,
     },
     /// A value does not fit float16, the only number type of the format.
-    #[error("value {value} of `{id}` (record {index}) overflows float16: export npy or safetensors")]
+    #[error("value {value} of `{}` (record {index}) overflows float16: export npy or safetensors", actors::shown(.id))]
     Overflow {
         /// The value.
         value: f32,

@@ -74,8 +74,10 @@ pub(super) fn write(
     if let Some((id, name)) = &names.first_renamed {
         let count = names.renamed;
         notes.push(format!(
-            "{count} datasets were renamed because their name was taken, the first `{id}` to `{name}`: \
-             the attribute original_id keeps the id"
+            "{count} datasets were renamed because their name was taken, the first `{}` to `{}`: \
+             the attribute original_id keeps the id",
+            actors::shown(id),
+            actors::shown(name)
         ));
     }
     if collection.rows() > DATASETS_COMFORTABLE {

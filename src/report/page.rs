@@ -341,7 +341,7 @@ fn failed(report: &Report) -> Markup {
                             @for record in &failed.first {
                                 tr {
                                     td class="num" { (record.index) }
-                                    td class="wide mono" { (record.id) }
+                                    td class="wide mono" { (actors::shown(&record.id)) }
                                     td class="wide" { (file_name(&record.file)) ":" (record.line) }
                                     td { (record.stage) }
                                     td class="wide" { (record.reason) }

@@ -124,6 +124,11 @@ impl JobFolder {
         (finished, outcome)
     }
 
+    /// The log of the result folder `name` so far; empty while there is none.
+    pub(crate) fn log_of(&self, name: &str) -> String {
+        std::fs::read_to_string(self.at(name).join("run.log")).unwrap_or_default()
+    }
+
     /// What the result folder `name` holds.
     #[track_caller]
     pub(crate) fn outcome(&self, name: &str) -> Outcome {

@@ -21,6 +21,9 @@ const POLL: Duration = Duration::from_millis(5);
 /// What enters and what leaves the alternate screen.
 const ENTER: &[u8] = b"\x1b[?1049h";
 const LEAVE: &[u8] = b"\x1b[?1049l";
+/// What asks for marks around a pasted text, and for none.
+const MARK_PASTES: &[u8] = b"\x1b[?2004h";
+const MARK_NO_PASTES: &[u8] = b"\x1b[?2004l";
 /// What shows the cursor.
 const CURSOR: &[u8] = b"\x1b[?25h";
 
@@ -56,8 +59,11 @@ impl Terminal {
         let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
         let line = File::from(rustix::fs::open(&*name, flags, rustix::fs::Mode::empty()).unwrap());
         let before = tcgetattr(&line).unwrap();
+        // Unless the test has a terminal of its own in mind.
+        if command.get_envs().all(|(name, _)| name != "TERM") {
+            command.env("TERM", "xterm-256color");
+        }
         command
-            .env("TERM", "xterm-256color")
             .env("LC_ALL", "C.UTF-8")
             .env_remove("NO_COLOR")
             .stdin(line.try_clone().unwrap())
@@ -144,6 +150,11 @@ impl Terminal {
         (&self.window.as_ref().unwrap().0).write_all(keys.as_bytes()).unwrap();
     }
 
+    /// Pastes a text, as a terminal that was asked to mark it.
+    pub(crate) fn paste(&self, text: &str) {
+        self.press(&format!("\x1b[200~{text}\x1b[201~"));
+    }
+
     /// Changes the size, of which the system tells the program.
     pub(crate) fn resize(&mut self, columns: u16, rows: u16) {
         self.shown.lock().unwrap().screen.screen_mut().set_size(letters(rows), letters(columns));
@@ -180,6 +191,7 @@ impl Terminal {
             "the alternate screen was not left\n{text}"
         );
         assert!(last(ENTER).is_none() || last(ENTER) < last(CURSOR), "the cursor is hidden\n{text}");
+        assert!(last(MARK_PASTES) <= last(MARK_NO_PASTES), "pastes are still marked\n{text}");
     }
 
     /// Closes the window.

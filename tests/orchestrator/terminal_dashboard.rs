@@ -111,6 +111,34 @@ fn stopping_asks_and_ends_in_order() {
 }
 
 #[test]
+fn a_pasted_text_is_no_keys() {
+    let job = long();
+    let mut terminal = start(&job);
+    assert!(terminal.text().contains("\x1b[?2004h"), "the terminal is asked to mark what is pasted");
+    // Letter by letter it would stop the job, and here answer the question.
+    terminal.paste("sy\nqs\n");
+    terminal.press("s");
+    terminal.wait_for("stop the job?");
+    terminal.paste("y");
+    terminal.press("n/");
+    terminal.wait_for("Enter keeps it");
+    terminal.paste("sy\tpasted\nsecond line");
+    terminal.wait_for("/sypasted_");
+    terminal.press("\x1b");
+    // The same in the dashboard of another shell, of which leaving is `q`.
+    let mut top = Terminal::start(program(["top"]).arg(job.at("results")), 80, 24);
+    top.wait_for("records committed");
+    top.paste("qsy");
+    top.press("?");
+    top.wait_for("help: any key closes it");
+    top.press("xq");
+    top.finish(0);
+    terminal.wait_for("q quit");
+    assert!(!job.log_of("results").contains("stopping"));
+    interrupt(terminal);
+}
+
+#[test]
 fn after_detaching_the_job_goes_on_and_top_shows_it_again() {
     let job = long();
     let mut terminal = start(&job);

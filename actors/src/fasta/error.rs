@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::shown::{acts, shown};
+
 /// Why the input could not be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
@@ -158,7 +160,7 @@ pub enum InputError {
         bytes_max: usize,
     },
     /// A malformed record under `on_bad_record = "stop"`.
-    #[error("{file}:{line}: bad record `{id}`: {reason}")]
+    #[error("{file}:{line}: bad record `{}`: {reason}", shown(.id))]
     BadRecord {
         /// The input as named in the job.
         file: String,
@@ -170,7 +172,10 @@ pub enum InputError {
         reason: String,
     },
     /// A sequence longer than `max_residues` under `too_long = "stop"`.
-    #[error("{file}:{line}: record `{id}` has {residues} residues, more than max_residues = {residues_max}")]
+    #[error(
+        "{file}:{line}: record `{}` has {residues} residues, more than max_residues = {residues_max}",
+        shown(.id)
+    )]
     TooLong {
         /// The input as named in the job.
         file: String,
@@ -354,7 +359,7 @@ fn asks_for_too_much_memory(error: &io::Error) -> bool {
 /// Longest excerpt of the input in a message, characters: a line of a terminal must hold it.
 const EXCERPT_CHARS_MAX: usize = 60;
 
-/// The beginning of `bytes` as text without control characters.
+/// The beginning of `bytes` as text that can be seen.
 pub(super) fn printable(bytes: &[u8]) -> String {
     // Four bytes hold any character, so this much is enough of a header of any size.
     let head = &bytes[..bytes.len().min(EXCERPT_CHARS_MAX * 4)];
@@ -362,7 +367,7 @@ pub(super) fn printable(bytes: &[u8]) -> String {
     let mut text = String::new();
     let mut chars = lossy.chars();
     for char in chars.by_ref().take(EXCERPT_CHARS_MAX) {
-        if char.is_control() { text.extend(char.escape_default()) } else { text.push(char) }
+        if acts(char) { text.extend(char.escape_default()) } else { text.push(char) }
     }
     if chars.next().is_some() || head.len() < bytes.len() {
         text.push('…');
@@ -377,6 +382,7 @@ mod tests {
     #[test]
     fn excerpts_are_short_and_without_control_characters() {
         assert_eq!(printable(b"sp|P1\tx\x1b[31m"), "sp|P1\\tx\\u{1b}[31m");
+        assert_eq!(printable("a\u{202e}b".as_bytes()), "a\\u{202e}b");
         assert_eq!(printable(b"\xff"), "\u{fffd}");
         assert_eq!(printable(&[b'a'; 60]), "a".repeat(60));
         assert_eq!(printable(&[b'a'; 61]), format!("{}…", "a".repeat(60)));

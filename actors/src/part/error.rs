@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use parquet::errors::ParquetError;
 
+use crate::shown::shown;
+
 /// Why a part was not written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum PartError {
@@ -45,7 +47,7 @@ pub enum PartError {
         source: ParquetError,
     },
     /// A finite value is too large for f16 storage.
-    #[error("value {value} at position {position} of `{id}` (record {index}) overflows f16: store f32")]
+    #[error("value {value} at position {position} of `{}` (record {index}) overflows f16: store f32", shown(.id))]
     Overflow {
         /// Ordinal of the record in the input.
         index: u64,
@@ -57,7 +59,7 @@ pub enum PartError {
         value: f32,
     },
     /// An embedding has not the length that the schema says.
-    #[error("embedding of `{id}` (record {index}) holds {found} values, not {expected}")]
+    #[error("embedding of `{}` (record {index}) holds {found} values, not {expected}", shown(.id))]
     Shape {
         /// Ordinal of the record in the input.
         index: u64,
@@ -69,7 +71,10 @@ pub enum PartError {
         found: usize,
     },
     /// An embedding is larger than one Parquet page can be.
-    #[error("embedding of `{id}` (record {index}) takes {bytes} bytes, more than {bytes_max} for one row")]
+    #[error(
+        "embedding of `{}` (record {index}) takes {bytes} bytes, more than {bytes_max} for one row",
+        shown(.id)
+    )]
     RowTooLarge {
         /// Ordinal of the record in the input.
         index: u64,
@@ -81,7 +86,10 @@ pub enum PartError {
         bytes_max: usize,
     },
     /// Rows did not come in input order, each once.
-    #[error("record {index} (`{id}`) came after record {previous}: rows must follow the input order")]
+    #[error(
+        "record {index} (`{}`) came after record {previous}: rows must follow the input order",
+        shown(.id)
+    )]
     OutOfOrder {
         /// Ordinal of the record in the input.
         index: u64,

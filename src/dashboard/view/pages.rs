@@ -159,21 +159,76 @@ fn gpu_facts(gpu: &GpuView) -> Vec<(&'static str, String)> {
 
 /// What can be pressed, or what was last said.
 pub(super) fn draw_keys(area: Rect, screen: &mut Buffer, model: &Model, look: Look) {
+    let width = usize::from(area.width);
     let line = if model.searching {
-        Line::styled(format!("/{}_   Enter keeps it, Esc clears it", model.search), look.strong())
+        Line::styled(search_line(&model.search, width, look), look.strong())
     } else if let Some(message) = &model.message {
-        Line::styled(message.clone(), look.warning())
+        Line::styled(whole_words(message, width, look), look.warning())
     } else if model.ended.is_some() {
-        Line::raw("the job has ended   q quit   ? help")
+        Line::raw(whole_items(&[(2, "the job has ended"), (0, "q quit"), (1, "? help")], "   ", width))
     } else {
         let paused = Standing::of(model) == Standing::Paused;
         let pause = if paused { "p go on" } else { "p pause" };
-        let more = if area.width >= 114 { "c checkpoint  r retire  a take back  " } else { "" };
-        Line::raw(format!(
-            "q quit  {pause}  s stop  {more}Enter device  e events  / search  f filter  ? help"
-        ))
+        let items = [
+            (0, "q quit"),
+            (2, pause),
+            (3, "s stop"),
+            (8, "c checkpoint"),
+            (9, "r retire"),
+            (10, "a take back"),
+            (4, "Enter device"),
+            (5, "e events"),
+            (6, "/ search"),
+            (7, "f filter"),
+            (1, "? help"),
+        ];
+        Line::raw(whole_items(&items, "  ", width))
     };
     line.render(area, screen);
+}
+
+/// As many of the items as there is room for, none of them cut; each with its rank, the lowest first to stay.
+fn whole_items(items: &[(u8, &str)], between: &str, width: usize) -> String {
+    let with_rank_to = |rank: u8| {
+        let words: Vec<&str> =
+            items.iter().filter(|(its, _)| *its <= rank).map(|&(_, words)| words).collect();
+        words.join(between)
+    };
+    let mut ranks: Vec<u8> = items.iter().map(|&(rank, _)| rank).collect();
+    ranks.sort_unstable();
+    let fits = |text: &String| text.chars().count() <= width;
+    ranks.into_iter().map(with_rank_to).take_while(fits).last().unwrap_or_default()
+}
+
+/// The beginning of a text, up to the end of a word, with a mark where something is left out.
+fn whole_words(text: &str, width: usize, look: Look) -> String {
+    if Line::raw(text).width() <= width {
+        return text.to_owned();
+    }
+    let mark = look.ellipsis();
+    let room = width.saturating_sub(mark.chars().count() + 1);
+    let mut kept = String::new();
+    for word in text.split(' ') {
+        let longer = if kept.is_empty() { word.to_owned() } else { format!("{kept} {word}") };
+        if Line::raw(longer.as_str()).width() > room {
+            break;
+        }
+        kept = longer;
+    }
+    if kept.is_empty() { text.chars().take(width).collect() } else { format!("{kept} {mark}") }
+}
+
+/// What is searched for, its end in any case, and what ends the search where there is room.
+fn search_line(search: &str, width: usize, look: Look) -> String {
+    let whole = format!("/{search}_");
+    let length = whole.chars().count();
+    if length > width {
+        let mark = look.ellipsis();
+        let room = width.saturating_sub(2 + mark.chars().count());
+        let end: String = search.chars().skip(search.chars().count().saturating_sub(room)).collect();
+        return format!("/{mark}{end}_");
+    }
+    whole_items(&[(0, &whole), (1, "Enter keeps it, Esc clears it")], "   ", width)
 }
 
 /// Width of the help with its frame.

@@ -279,6 +279,37 @@ fn a_small_screen_still_says_what_matters() {
 }
 
 #[test]
+fn the_line_of_keys_is_cut_between_its_items_only() {
+    let mut paused = model(Snapshot { paused: true, ..running(2) });
+    let running = model(running(2));
+    let ended = ended(super::super::scenes::running(2), RunStatus::Done, None);
+    let known = [
+        "q quit", "p pause", "p go on", "s stop", "c checkpoint", "r retire", "a take back", "Enter device",
+        "e events", "/ search", "f filter", "? help", "the job has ended",
+    ];
+    let last_line = |model: &Model, width: u16| {
+        let screen = screen(model, width, 24, COLOUR);
+        screen.lines().last().unwrap().trim_matches('"').trim_end().to_owned()
+    };
+    for model in [&running, &paused, &ended] {
+        for width in 6..130 {
+            let line = last_line(model, width);
+            let items = line.split("  ").map(str::trim).filter(|item| !item.is_empty());
+            assert!(items.clone().all(|item| known.contains(&item)), "{width}: {line}");
+            assert!(line.contains("q quit"), "{width}: {line}");
+        }
+    }
+    assert_eq!(last_line(&running, 40), "q quit  p pause  s stop  ? help");
+    // What is said is cut between words, and says that it goes on.
+    paused.message = Some("sim:1 is retired already: a takes it back (the worker ended by signal 9)".to_owned());
+    let line = last_line(&paused, 60);
+    assert_eq!(line, "sim:1 is retired already: a takes it back (the worker …");
+    press(&mut paused, &format!("/{}", "long".repeat(30)));
+    let line = last_line(&paused, 60);
+    assert!(line.starts_with("/…") && line.ends_with("long_"), "{line}");
+}
+
+#[test]
 fn later_snapshots_reach_the_screen() {
     let mut model = model(running(2));
     assert!(screen(&model, 80, 24, COLOUR).contains("4,096 of 20,000"));
