@@ -4,10 +4,10 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actors::manifest::{Manifest, ResultFolder, RunStatus};
-use actors::{DeviceState, Snapshot};
+use actors::{DeviceState, PreparingView, Snapshot};
 use serde::Serialize;
 
 use crate::cli::StatusArguments;
@@ -17,24 +17,71 @@ use crate::progress::{duration, grouped};
 
 /// How long a running job may take to take a request.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
+/// A job that has not answered for so long is asked whether it is there at all, and given as long to say so.
+const ANSWER_STEP: Duration = Duration::from_millis(2500);
+/// Version of what `status --json` prints. 1 said in `status` what `run.json` says, which knows of no pause.
+const STATUS_VERSION: u32 = 2;
 /// Longest answer: a snapshot takes some hundred bytes for each device.
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 /// What `status` tells.
 #[derive(Serialize)]
 struct Status {
+    /// [`STATUS_VERSION`].
+    version: u32,
     /// Whether a process is at work on it now.
     live: bool,
     /// Whether it said so itself: a suspended process says nothing.
     answers: bool,
-    /// What `run.json` says of it.
-    status: RunStatus,
+    /// How it stands now.
+    status: Standing,
+    /// What `run.json` says of it; null before there is one.
+    recorded: Option<RunStatus>,
     reason: Option<String>,
     records: u64,
     records_committed: u64,
     failed: u64,
     /// The state of this moment, or the last one known.
     snapshot: Option<Snapshot>,
+}
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Standing {
+    /// Nothing is computed yet; the snapshot tells what is done instead.
+    Preparing,
+    Running,
+    /// Devices get no batches until somebody lets them go on.
+    Paused,
+    /// The disk takes nothing for now.
+    WritingPaused,
+    Stopping,
+    /// It runs and does not answer.
+    NoAnswer,
+    /// It ended without a word.
+    Killed,
+    Done,
+    Stopped,
+    Failed,
+}
+
+impl Standing {
+    /// `live`: whether a process is at work on it. `answer`: what that says, if it does.
+    fn of(live: bool, answer: Option<&Snapshot>, recorded: Option<RunStatus>) -> Self {
+        match (live, answer, recorded) {
+            (true, None, _) => Self::NoAnswer,
+            (true, Some(snapshot), _) if snapshot.preparing.is_some() => Self::Preparing,
+            (true, Some(snapshot), _) if snapshot.stopping => Self::Stopping,
+            (true, Some(snapshot), _) if snapshot.disk_full => Self::WritingPaused,
+            (true, Some(snapshot), _) if snapshot.paused => Self::Paused,
+            (true, Some(_), _) => Self::Running,
+            (false, _, Some(RunStatus::Running) | None) => Self::Killed,
+            (false, _, Some(RunStatus::Done)) => Self::Done,
+            (false, _, Some(RunStatus::Stopped)) => Self::Stopped,
+            (false, _, Some(RunStatus::Failed)) => Self::Failed,
+        }
+    }
 }
 
 /// Shows how a job stands, running or not.
@@ -44,24 +91,30 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
         Ok(live) => (live, None),
         Err(failure) => (None, Some(failure)),
     };
-    let answers = live.is_some();
-    let snapshot = match live {
+    let live_snapshot = match live {
         Some(Answer::Snapshot(snapshot)) => Some(*snapshot),
-        Some(Answer::Done | Answer::Said(_) | Answer::Error(_)) | None => kept_snapshot(&folder),
+        Some(Answer::Done | Answer::Said(_) | Answer::Error(_)) | None => None,
     };
     let manifest = Manifest::read(&folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
-    let Some(manifest) = manifest else {
-        return Err(no_run(&folder.0));
-    };
+    // A job that has only begun has none.
+    if manifest.is_none() && live_snapshot.is_none() {
+        return Err(silent.unwrap_or_else(|| no_run(&folder.0)));
+    }
+    let answers = live_snapshot.is_some();
+    let live = answers || silent.is_some();
+    let recorded = manifest.as_ref().map(|manifest| manifest.status);
+    let (counts, totals) = manifest.as_ref().map(|manifest| (&manifest.counts, &manifest.totals)).unzip();
     let status = Status {
-        live: answers || silent.is_some(),
+        version: STATUS_VERSION,
+        live,
         answers,
-        status: manifest.status,
-        reason: manifest.reason.clone(),
-        records: manifest.counts.records,
-        records_committed: manifest.totals.records,
-        failed: manifest.totals.failed,
-        snapshot,
+        status: Standing::of(live, live_snapshot.as_ref(), recorded),
+        recorded,
+        reason: manifest.as_ref().and_then(|manifest| manifest.reason.clone()),
+        records: counts.map_or(0, |counts| counts.records),
+        records_committed: totals.map_or(0, |totals| totals.records),
+        failed: totals.map_or(0, |totals| totals.failed),
+        snapshot: live_snapshot.or_else(|| kept_snapshot(&folder)),
     };
     let text = if arguments.json {
         serde_json::to_string_pretty(&status).map_err(|error| Failure::because(Exit::Failed, &error))? + "\n"
@@ -75,22 +128,46 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
 /// The result folder that somebody means: what was typed, or that of the job whose file was typed.
 ///
 /// # Errors
-/// If it is another file, or the job file says nothing that can be done.
+/// If it is another file, or no file at all, or the job file says nothing that can be done.
 pub(crate) fn meant(typed: &Path) -> Result<PathBuf, Failure> {
-    if !typed.is_file() {
+    use std::os::unix::fs::FileTypeExt;
+    const GIVE: &str = "give the folder named output.directory in the job, or the job file, job.toml";
+    let is = |what: &str| {
+        let text = format!("`{}` {what}, not a result folder", typed.display());
+        Failure::new(Exit::Usage, text)
+    };
+    let kind = match typed.metadata() {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(is("leads through a file").hint(GIVE));
+        }
+        // What is not there is for those to tell who look into it.
+        Err(_) => return Ok(typed.to_owned()),
+    };
+    if kind.is_dir() {
         return Ok(typed.to_owned());
+    }
+    if !kind.is_file() {
+        let what = if kind.is_fifo() {
+            "is a pipe"
+        } else if kind.is_socket() {
+            "is a socket"
+        } else {
+            "is a device"
+        };
+        return Err(is(what).hint(GIVE));
     }
     if typed.extension().is_some_and(|extension| extension == "toml") {
         return Ok(config::load(typed, &[])?.output.directory);
     }
-    let failure = Failure::new(Exit::Usage, format!("`{}` is a file, not a result folder", typed.display()));
+    let failure = is("is a file");
     // Such as run.json or run.log.
     let around =
         typed.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
     let around = around.filter(|folder| ResultFolder(folder.to_path_buf()).manifest().is_file());
     Err(match around {
         Some(folder) => failure.hint(format!("give the folder that it is in: {}", folder.display())),
-        None => failure.hint("give the folder named output.directory in the job, or the job file, job.toml"),
+        None => failure.hint(GIVE),
     })
 }
 
@@ -123,9 +200,6 @@ pub(crate) fn ask_for(folder: &Path, request: &Request) -> Result<Option<String>
 pub(crate) fn no_job(folder: &Path) -> Failure {
     Failure::new(Exit::Usage, format!("no job is running in `{}`", folder.display()))
         .hint(format!("virnucpro-orch status {} tells what is left of it", folder.display()))
-        .hint(
-            "a job that has only begun can be asked once it has read its input; until then a signal stops it",
-        )
 }
 
 /// Puts a request to the job that runs in a folder; `None` if none does.
@@ -145,10 +219,9 @@ fn does_not_answer(folder: &ResultFolder, error: &std::io::Error) -> Failure {
     if !is_timeout(error) {
         return Failure::new(Exit::Failed, format!("the job in `{folder_name}` does not answer: {error}"));
     }
-    let who = kept_snapshot(folder).map(|snapshot| snapshot.job).filter(|job| job.process > 0);
-    let (who, go_on) = match who {
-        Some(job) => {
-            (format!(" (process {} on {})", job.process, job.host), format!("`kill -CONT {}`", job.process))
+    let (who, go_on) = match crate::result_folder::owner(folder) {
+        Some((process, host)) => {
+            (format!(" (process {process} on {host})"), format!("`kill -CONT {process}`"))
         }
         None => (String::new(), "`kill -CONT`".to_owned()),
     };
@@ -168,10 +241,19 @@ fn is_timeout(error: &std::io::Error) -> bool {
 fn ask(folder: &ResultFolder, request: &Request) -> Result<Option<Answer>, Failure> {
     let Some(stream) = open(folder, request)? else { return Ok(None) };
     let failed = |error: std::io::Error| does_not_answer(folder, &error);
-    stream.set_read_timeout(Some(request.answer_max())).map_err(failed)?;
-    let mut answer = String::new();
-    BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_line(&mut answer).map_err(failed)?;
-    let answer = serde_json::from_str(&answer).map_err(|error| {
+    let began = Instant::now();
+    stream.set_read_timeout(Some(ANSWER_STEP)).map_err(failed)?;
+    let mut lines = BufReader::new(stream.take(ANSWER_BYTES_MAX));
+    let mut answer = Vec::new();
+    while let Err(error) = lines.read_until(b'\n', &mut answer) {
+        let patience = request.answer_max();
+        let waits = is_timeout(&error) && began.elapsed() < patience;
+        // What takes long is not to be told from what is suspended, except by another question.
+        if !waits || (patience > REQUEST_MAX && !is_there(folder)) {
+            return Err(failed(error));
+        }
+    }
+    let answer = serde_json::from_slice(&answer).map_err(|error| {
         Failure::new(
             Exit::Failed,
             format!("the job in `{}` answers something else: {error}", folder.0.display()),
@@ -181,6 +263,14 @@ fn ask(folder: &ResultFolder, request: &Request) -> Result<Option<Answer>, Failu
     Ok(Some(answer))
 }
 
+/// Whether the job that runs in a folder says anything at all.
+fn is_there(folder: &ResultFolder) -> bool {
+    let Ok(Some(stream)) = open(folder, &Request::Status) else { return false };
+    let mut byte = [0];
+    // A job that closes the connection, such as for too many viewers, is there too.
+    stream.set_read_timeout(Some(ANSWER_STEP)).is_ok() && (&stream).read(&mut byte).is_ok()
+}
+
 fn kept_snapshot(folder: &ResultFolder) -> Option<Snapshot> {
     let file = actors::files::open_regular(&folder.snapshot()).ok()?;
     serde_json::from_reader(file.take(ANSWER_BYTES_MAX)).ok()
@@ -188,19 +278,29 @@ fn kept_snapshot(folder: &ResultFolder) -> Option<Snapshot> {
 
 fn no_run(folder: &Path) -> Failure {
     Failure::new(Exit::Usage, format!("`{}` holds no run", folder.display()))
-        .hint("name the output.directory of a job, after it has read its input")
+        .hint("name the output.directory of a job that was begun, or its job file")
 }
 
 fn in_words(status: &Status) -> String {
     let mut text = String::new();
     let mut line = |name: &str, words: String| text += &format!("  {name:<10} {words}\n");
+    let preparing = status.snapshot.as_ref().filter(|_| status.live).and_then(|snapshot| snapshot.preparing);
+    if let Some(PreparingView { bytes_read, bytes_total, .. }) = preparing.filter(|view| view.bytes_total > 0)
+    {
+        let share = 100.0 * bytes_read as f64 / bytes_total as f64;
+        line("input", format!("{share:.0} % of {} bytes read", grouped(bytes_total)));
+    }
+    if preparing.is_some() && status.recorded.is_none() {
+        // Nothing is known of its records.
+        return headline(status) + &text;
+    }
     let committed = grouped(status.records_committed);
     let mut records = format!("{committed} of {} committed", grouped(status.records));
     if status.failed > 0 {
         records += &format!(", {} failed", grouped(status.failed));
     }
     line("records", records);
-    if let Some(snapshot) = &status.snapshot {
+    if let Some(snapshot) = status.snapshot.as_ref().filter(|_| preparing.is_none()) {
         line("speed", speed(snapshot, status.live));
         let queue = format!("; {} waiting, {} free slots", snapshot.batches_queued, snapshot.slots_free);
         line(
@@ -248,19 +348,18 @@ fn speed(snapshot: &Snapshot, live: bool) -> String {
 }
 
 fn headline(status: &Status) -> String {
-    let snapshot = status.snapshot.as_ref();
-    let now = match (status.live, status.status) {
-        (true, _) if !status.answers => "no answer; when last heard of:",
-        (true, _) if snapshot.is_some_and(|snapshot| snapshot.stopping) => "stopping",
-        (true, _) if snapshot.is_some_and(|snapshot| snapshot.disk_full) => "waiting: writing is paused",
-        (true, _) if snapshot.is_some_and(|snapshot| snapshot.paused) => "paused",
-        (true, _) => "running",
-        (false, RunStatus::Running) => {
-            "not running: it was killed, or the machine went down; the same command goes on"
-        }
-        (false, RunStatus::Done) => "done",
-        (false, RunStatus::Stopped) => "stopped; the same command goes on",
-        (false, RunStatus::Failed) => "failed",
+    let step = || status.snapshot.as_ref().and_then(|snapshot| snapshot.preparing).unwrap_or_default().step;
+    let now = match status.status {
+        Standing::Preparing => step().words(),
+        Standing::NoAnswer => "no answer; when last heard of:",
+        Standing::Stopping => "stopping",
+        Standing::WritingPaused => "waiting: writing is paused",
+        Standing::Paused => "paused",
+        Standing::Running => "running",
+        Standing::Killed => "not running: it was killed, or the machine went down; the same command goes on",
+        Standing::Done => "done",
+        Standing::Stopped => "stopped; the same command goes on",
+        Standing::Failed => "failed",
     };
     match &status.reason {
         Some(reason) if !status.live => format!("{now} ({reason})\n"),
@@ -290,9 +389,11 @@ mod tests {
         let device = serde_json::from_value(device).unwrap();
         let snapshot = Snapshot { elapsed_s: 12.0, devices: vec![device], ..Snapshot::default() };
         let mut status = Status {
+            version: STATUS_VERSION,
             live: true,
             answers: true,
-            status: RunStatus::Running,
+            status: Standing::Running,
+            recorded: Some(RunStatus::Running),
             reason: None,
             records: 10,
             records_committed: 5,
@@ -303,14 +404,43 @@ mod tests {
         for text in ["running\n", "tokens/s now", " ago", "0 waiting", "ready, 1,234 tokens"] {
             assert!(words.contains(text), "{text}: {words}");
         }
-        status.answers = false;
+        (status.answers, status.status) = (false, Standing::NoAnswer);
         assert!(in_words(&status).starts_with("no answer"));
-        status.live = false;
+        (status.live, status.status) = (false, Standing::Killed);
         let words = in_words(&status);
         for text in [" now", " ago", "waiting", "ready"] {
             assert!(!words.contains(text), "{text}: {words}");
         }
         assert!(words.contains("in the latest session, which took 12 s"), "{words}");
+    }
+
+    #[test]
+    fn a_job_stands_as_it_says_itself_while_it_runs_and_as_is_recorded_afterwards() {
+        let answer = |change: fn(&mut Snapshot)| {
+            let mut snapshot = Snapshot::default();
+            change(&mut snapshot);
+            Standing::of(true, Some(&snapshot), Some(RunStatus::Running))
+        };
+        assert_eq!(answer(|_| ()), Standing::Running);
+        assert_eq!(answer(|snapshot| snapshot.paused = true), Standing::Paused);
+        assert_eq!(answer(|snapshot| snapshot.disk_full = true), Standing::WritingPaused);
+        assert_eq!(
+            answer(|snapshot| (snapshot.paused, snapshot.stopping) = (true, true)),
+            Standing::Stopping
+        );
+        assert_eq!(
+            answer(|snapshot| snapshot.preparing = Some(PreparingView::default())),
+            Standing::Preparing
+        );
+        assert_eq!(Standing::of(true, None, Some(RunStatus::Running)), Standing::NoAnswer);
+        for (recorded, standing) in [
+            (Some(RunStatus::Running), Standing::Killed),
+            (Some(RunStatus::Done), Standing::Done),
+            (Some(RunStatus::Stopped), Standing::Stopped),
+            (Some(RunStatus::Failed), Standing::Failed),
+        ] {
+            assert_eq!(Standing::of(false, None, recorded), standing);
+        }
     }
 
     #[test]

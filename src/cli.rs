@@ -16,7 +16,7 @@ Exit codes:
   1    failed
   2    usage or configuration
   3    finished, with records rejected or quarantined (listed in failed.tsv)
-  4    incomplete (verify, export)
+  4    incomplete (verify, export, gpu-check)
   5    bad input
   75   stopped, or all devices lost: the same command goes on
   130  second interrupt";
@@ -176,13 +176,13 @@ pub(crate) struct StatusArguments {
 
 #[derive(Args)]
 pub(crate) struct FolderArguments {
-    /// The result folder
+    /// The result folder, or the job file that names it
     pub(crate) folder: PathBuf,
 }
 
 #[derive(Args)]
 pub(crate) struct DeviceArguments {
-    /// The result folder
+    /// The result folder, or the job file that names it
     pub(crate) folder: PathBuf,
     /// The device, as `status` names it
     pub(crate) device: String,
@@ -190,13 +190,13 @@ pub(crate) struct DeviceArguments {
 
 #[derive(Args)]
 pub(crate) struct VerifyArguments {
-    /// The result folder
+    /// The result folder, or the job file that names it
     pub(crate) folder: PathBuf,
 }
 
 #[derive(Args)]
 pub(crate) struct ExportArguments {
-    /// The result folder
+    /// The result folder, or the job file that names it
     pub(crate) folder: PathBuf,
     /// Format to write
     #[arg(long, value_name = "FORMAT")]

@@ -1,6 +1,8 @@
 //! A running job answers questions: a Unix socket in its result folder, for `status`, `stop`, `pause`, `resume`,
 //! `retire`, `readmit` and `checkpoint` from any other shell of the same user.
 //!
+//! It is there from the moment at which the folder is locked. Until the run begins it tells how far the preparation is,
+//! and stops it; there is nothing yet that could be paused or retired.
 //! One request per connection, a line of JSON; one answer, a line of JSON, except that `watch` goes on
 //! answering. It reads the snapshot and passes wishes on; it never decides anything, and a run does not mind
 //! if the socket cannot be made (some network file systems have none) or nobody ever asks.
@@ -12,17 +14,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actors::manifest::ResultFolder;
-use actors::{Refused, Snapshot, StopReason, Stopper, bounds};
+use actors::{Refused, Snapshot, StopReason, bounds};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use crate::signals::Target;
+
 /// Longest request.
 const REQUEST_BYTES_MAX: u64 = 1024;
 /// How long somebody who connected may take to say what they want, or to take an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two snapshots of a run that is being prepared, for those who watch it.
+const PREPARING_INTERVAL: Duration = Duration::from_millis(250);
+/// What is said to other wishes meanwhile.
+const NOT_BEGUN: &str = "it has not begun: it still reads its input, and no device is at work";
 /// Time between two snapshots kept on disk, for those who ask after a crash.
 const KEEP_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -100,21 +108,22 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Listens in the folder of a run, and keeps its latest snapshot there.
-    pub(crate) fn listen(
-        folder: &ResultFolder,
-        stopper: Stopper,
-        snapshots: watch::Receiver<Arc<Snapshot>>,
-    ) -> Self {
+    /// Listens in the folder of a run, be it one that is only being prepared.
+    pub(crate) fn listen(folder: &ResultFolder, job: Target) -> Self {
         let path = folder.socket();
-        let mut tasks = vec![tokio::spawn(keep(folder.snapshot(), snapshots.clone()))];
+        let mut tasks = Vec::new();
         match bind(&path) {
-            Ok(listener) => tasks.push(tokio::spawn(serve(listener, stopper, snapshots))),
+            Ok(listener) => tasks.push(tokio::spawn(serve(listener, job))),
             Err(error) => {
                 tracing::warn!(%error, "no socket for `status`, `stop` and `pause` in the result folder");
             }
         }
         Self { path, tasks }
+    }
+
+    /// Keeps the latest snapshot of the run in its folder from now on.
+    pub(crate) fn keep(&mut self, folder: &ResultFolder, snapshots: watch::Receiver<Arc<Snapshot>>) {
+        self.tasks.push(tokio::spawn(keep(folder.snapshot(), snapshots)));
     }
 
     /// Ends it after the run, whose last snapshot stays on disk.
@@ -165,25 +174,21 @@ fn short_name_of(folder: &Path) -> io::Result<ShortName> {
     Ok(ShortName { path, _folder: open })
 }
 
-async fn serve(listener: UnixListener, stopper: Stopper, snapshots: watch::Receiver<Arc<Snapshot>>) {
+async fn serve(listener: UnixListener, job: Target) {
     let viewers = Arc::new(Semaphore::new(bounds::VIEWERS));
     while let Ok((stream, _)) = listener.accept().await {
         // Too many at once: this one is turned away by the closing of its connection.
         let Ok(place) = viewers.clone().try_acquire_owned() else { continue };
-        let (stopper, snapshots) = (stopper.clone(), snapshots.clone());
+        let job = job.clone();
         tokio::spawn(async move {
             // Whoever asks and leaves has no answer to read.
-            let _ = answer(stream, &stopper, snapshots).await;
+            let _ = answer(stream, &job).await;
             drop(place);
         });
     }
 }
 
-async fn answer(
-    stream: UnixStream,
-    stopper: &Stopper,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
-) -> io::Result<()> {
+async fn answer(stream: UnixStream, job: &Target) -> io::Result<()> {
     let (reading, mut writing) = stream.into_split();
     let mut line = String::new();
     let mut reading = BufReader::new(reading.take(REQUEST_BYTES_MAX));
@@ -192,27 +197,44 @@ async fn answer(
         Ok(request) => request,
         Err(error) => return say(&mut writing, &Answer::Error(error.to_string())).await,
     };
-    let answer = match &request {
-        Request::Status | Request::Watch => None,
-        Request::Stop => {
-            stopper.stop(StopReason::Asked);
-            Some(Answer::Done)
+    let answer = match (&request, job.run()) {
+        (Request::Status | Request::Watch, _) => {
+            return show(&mut writing, job, request == Request::Watch).await;
         }
-        Request::Pause | Request::Resume => {
+        (Request::Stop, _) => {
+            // Said first: what is only being prepared ends at once.
+            let said = say(&mut writing, &Answer::Done).await;
+            job.stop(StopReason::Asked);
+            return said;
+        }
+        (_, None) => Answer::Error(NOT_BEGUN.to_owned()),
+        (Request::Pause | Request::Resume, Some((stopper, _))) => {
             stopper.pause(request == Request::Pause);
-            Some(Answer::Done)
+            Answer::Done
         }
-        Request::Retire { device } => Some(stopper.retire(device).await.into()),
-        Request::Readmit { device } => Some(stopper.readmit(device).await.into()),
-        Request::Checkpoint => Some(stopper.checkpoint().await.into()),
+        (Request::Retire { device }, Some((stopper, _))) => stopper.retire(device).await.into(),
+        (Request::Readmit { device }, Some((stopper, _))) => stopper.readmit(device).await.into(),
+        (Request::Checkpoint, Some((stopper, _))) => stopper.checkpoint().await.into(),
     };
-    if let Some(answer) = answer {
-        return say(&mut writing, &answer).await;
-    }
+    say(&mut writing, &answer).await
+}
+
+/// Says how it stands, once or until it ends.
+async fn show(writing: &mut (impl AsyncWriteExt + Unpin), job: &Target, goes_on: bool) -> io::Result<()> {
+    let mut snapshots = loop {
+        if let Some((_, snapshots)) = job.run() {
+            break snapshots;
+        }
+        say(writing, &Answer::Snapshot(Box::new(job.preparing()))).await?;
+        if !goes_on {
+            return Ok(());
+        }
+        tokio::time::sleep(PREPARING_INTERVAL).await;
+    };
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        say(&mut writing, &Answer::Snapshot(Box::new((*snapshot).clone()))).await?;
-        if request == Request::Status || snapshots.changed().await.is_err() {
+        say(writing, &Answer::Snapshot(Box::new((*snapshot).clone()))).await?;
+        if !goes_on || snapshots.changed().await.is_err() {
             return Ok(());
         }
     }

@@ -12,7 +12,7 @@ use crate::progress::grouped;
 use crate::verify::read_manifest;
 
 pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
-    let folder = ResultFolder(arguments.folder.clone());
+    let folder = ResultFolder(crate::attach::meant(&arguments.folder)?);
     let manifest = read_manifest(&folder)?;
     if manifest.status != RunStatus::Done {
         let text = format!("`{}` is not complete", folder.0.display());

@@ -97,6 +97,7 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
         &sources,
         scratch,
         Display::choose(&job.telemetry).is_ok_and(Display::has_bar),
+        &|_, _| (),
     )?;
     let Compute { model, devices, pooling, packing, limits, precision, .. } = compute;
 
@@ -188,7 +189,13 @@ fn describe(plan: &Plan) -> String {
     for rejected in first_rejected {
         line(
             "  rejected",
-            format!("{}:{} `{}`: {}", rejected.file, rejected.line, actors::shown(&rejected.id), rejected.reason),
+            format!(
+                "{}:{} `{}`: {}",
+                rejected.file,
+                rejected.line,
+                actors::shown(&rejected.id),
+                rejected.reason
+            ),
         );
     }
     if let Some(longest) = longest {

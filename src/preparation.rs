@@ -307,7 +307,7 @@ fn same_content(one: &Path, other: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// Reads the whole input once, with a bar on a terminal.
+/// Reads the whole input once, with a bar on a terminal. `told`: hears how many bytes of how many are read.
 ///
 /// # Errors
 /// Everything that is wrong with the input.
@@ -316,11 +316,13 @@ pub(crate) fn survey_input(
     sources: &[Source],
     scratch: &Path,
     bar: bool,
+    told: &dyn Fn(u64, u64),
 ) -> Result<Survey, InputError> {
     let progress = crate::progress::survey_bar(bar);
     let result = survey(&job.input, sources, scratch, &|read, total| {
         progress.set_length(total);
         progress.set_position(read);
+        told(read, total);
     });
     progress.finish_and_clear();
     result

@@ -31,9 +31,9 @@ impl Display {
     /// What a job wants, as far as this terminal can show it.
     ///
     /// # Errors
-    /// If the dashboard is asked for by name and there is no terminal for it.
+    /// If the dashboard is asked for by name and there is no terminal for it, or none that can show it.
     pub(crate) fn choose(telemetry: &config::Telemetry) -> Result<Self, Failure> {
-        let moves = moves_cursor(std::env::var_os("TERM").as_deref());
+        let moves = has_cursor();
         Ok(match telemetry.progress {
             ProgressDisplay::Lines => Self::Lines,
             ProgressDisplay::None => Self::Nothing,
@@ -42,6 +42,10 @@ impl Display {
                 return Err(Failure::new(Exit::Usage, text).hint(
                     "leave telemetry.progress at \"auto\", or watch the job with `virnucpro-orch top`",
                 ));
+            }
+            ProgressDisplay::Dashboard if !moves => {
+                return Err(no_cursor("the dashboard")
+                    .hint("leave telemetry.progress at \"auto\", which takes lines there"));
             }
             ProgressDisplay::Dashboard => Self::Dashboard,
             ProgressDisplay::Auto if telemetry.log_format == LogFormat::Json => Self::Lines,
@@ -58,6 +62,20 @@ impl Display {
     pub(crate) fn has_bar(self) -> bool {
         matches!(self, Self::Dashboard | Self::Bar)
     }
+}
+
+/// Whether this terminal can be drawn on again where it was drawn on before, as far as `TERM` says.
+pub(crate) fn has_cursor() -> bool {
+    moves_cursor(std::env::var_os("TERM").as_deref())
+}
+
+/// That a full screen cannot be shown here.
+pub(crate) fn no_cursor(what: &str) -> Failure {
+    let term = match std::env::var_os("TERM") {
+        Some(term) if !term.is_empty() => format!("TERM is `{}`", term.to_string_lossy()),
+        Some(_) | None => "TERM is not set".to_owned(),
+    };
+    Failure::new(Exit::Usage, format!("{what} needs a terminal whose cursor can be moved, and {term}"))
 }
 
 /// Whether a terminal of this `TERM` can be drawn on again where it was drawn on before.

@@ -15,7 +15,9 @@ use actors::manifest::{
 };
 use actors::part::PartSchema;
 use actors::restart::RestartPolicy;
-use actors::{JobView, Outcome, Run, RunEnd, RunPlan, Snapshot, StopReason, WorkerCommand, WriteError};
+use actors::{
+    JobView, Outcome, PreparingStep, Run, RunEnd, RunPlan, Snapshot, StopReason, WorkerCommand, WriteError,
+};
 use config::Job;
 use kernels::Pooling;
 
@@ -69,12 +71,15 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         tracing::warn!("the demo model shows that everything works; it is not fit for biology");
     }
 
+    let started_unix_s = unix_s();
+    target.prepare(job_view(job, &compute, started_unix_s), locked.folder.socket());
+    let mut control = Control::listen(&locked.folder, target.clone());
     let folder = locked.folder.clone();
     let fresh = arguments.fresh;
     let (job_copy, compute, surveyed) = {
-        let job = job.clone();
+        let (job, target) = (job.clone(), target.clone());
         tokio::task::spawn_blocking(move || {
-            let surveyed = survey(&job, &compute, &folder, fresh, display.has_bar());
+            let surveyed = survey(&job, &compute, &folder, fresh, display.has_bar(), &target);
             (job, compute, surveyed)
         })
         .await
@@ -88,6 +93,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
             return Err(failure);
         }
     };
+    target.prepares(PreparingStep::CheckingResult);
     if fresh {
         // Only now: bad input or weights must not cost the earlier result.
         locked.clear()?;
@@ -123,7 +129,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         manifest.device_token_budgets.clear();
     }
     manifest.token_budget = compute.packing.token_budget;
-    let started_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let started_unix_s = unix_s();
     manifest.sessions.push(Session { started_unix_s, elapsed_s: 0.0, tokens: 0, restarts: 0 });
     // First, since it may make the room that the manifest needs.
     locked.remove_temporary()?;
@@ -153,7 +159,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     target.set(run.stopper(), run.snapshots());
     let shown = summary::shown(&job.output.directory);
     let display = tokio::spawn(progress::show(display, shown, run.stopper(), run.snapshots()));
-    let control = Control::listen(&locked.folder, run.stopper(), run.snapshots());
+    control.keep(&locked.folder, run.snapshots());
     let metrics = Metrics::serve(job.telemetry.prometheus, run.snapshots()).await;
     let recorder = Recorder::start(&locked.folder, session, session_start, run.snapshots());
     let end = run.ended().await;
@@ -213,6 +219,7 @@ fn survey(
     folder: &ResultFolder,
     fresh: bool,
     bar: bool,
+    target: &Target,
 ) -> Result<Surveyed, Failure> {
     // Without a manifest, be it after `--fresh`, nothing refers to an input that was kept before.
     let fresh = fresh || folder.manifest().symlink_metadata().is_err();
@@ -224,7 +231,9 @@ fn survey(
             source.stamp().map_err(|source| InputError::Open { file, source })
         })
         .collect::<Result<_, _>>()?;
-    let survey = preparation::survey_input(job, &sources, &folder.state().join("scratch"), bar)?;
+    let scratch = folder.state().join("scratch");
+    let told = |read, total| target.has_read(read, total);
+    let survey = preparation::survey_input(job, &sources, &scratch, bar, &told)?;
     tracing::info!(
         files = survey.files.len(),
         records = survey.counts.records,
@@ -232,6 +241,7 @@ fn survey(
         rejected = survey.counts.rejected,
         "input read"
     );
+    target.prepares(PreparingStep::ReadingWeights);
     Ok(Surveyed { sources, stamps, survey, model_sha256: compute.model.sha256()? })
 }
 
@@ -378,6 +388,10 @@ fn job_view(job: &Job, compute: &Compute, started_unix_s: u64) -> JobView {
         process: std::process::id(),
         started_unix_s,
     }
+}
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 fn host_name() -> String {

@@ -1,9 +1,13 @@
-//! Signals: the first stops in order, the second at once.
+//! Signals: the first stops in order, the second at once. Who asks over the socket stops the same run.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use actors::{Snapshot, StopReason, Stopper, bounds};
+use actors::{
+    JobView, PreparingStep, PreparingView, SNAPSHOT_VERSION, Snapshot, StopReason, Stopper, bounds,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -16,7 +20,7 @@ pub(crate) fn survive_file_size_limits() {
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-/// The run that signals stop; none while it is being prepared.
+/// The run that signals and askers stop; none while it is being prepared.
 #[derive(Clone, Default)]
 pub(crate) struct Target(Arc<Mutex<Aim>>);
 
@@ -24,9 +28,50 @@ pub(crate) struct Target(Arc<Mutex<Aim>>);
 struct Aim {
     run: Option<(Stopper, watch::Receiver<Arc<Snapshot>>)>,
     received: Option<&'static str>,
+    job: JobView,
+    /// How its preparation stands.
+    preparing: PreparingView,
+    /// When that began.
+    began: Option<Instant>,
+    /// The socket, which an end in the middle of things takes along.
+    socket: Option<PathBuf>,
 }
 
 impl Target {
+    /// From now on this job is being prepared.
+    pub(crate) fn prepare(&self, job: JobView, socket: PathBuf) {
+        let mut aim = self.aim();
+        (aim.job, aim.socket, aim.began) = (job, Some(socket), Some(Instant::now()));
+    }
+
+    /// What is being done for it.
+    pub(crate) fn prepares(&self, step: PreparingStep) {
+        self.aim().preparing.step = step;
+    }
+
+    /// How much of the input is read.
+    pub(crate) fn has_read(&self, bytes_read: u64, bytes_total: u64) {
+        let mut aim = self.aim();
+        (aim.preparing.bytes_read, aim.preparing.bytes_total) = (bytes_read, bytes_total);
+    }
+
+    /// How it stands before it is a run.
+    pub(crate) fn preparing(&self) -> Snapshot {
+        let aim = self.aim();
+        Snapshot {
+            version: SNAPSHOT_VERSION,
+            job: aim.job.clone(),
+            elapsed_s: aim.began.map_or(0.0, |began| began.elapsed().as_secs_f64()),
+            preparing: Some(aim.preparing),
+            ..Snapshot::default()
+        }
+    }
+
+    /// The run, once there is one.
+    pub(crate) fn run(&self) -> Option<(Stopper, watch::Receiver<Arc<Snapshot>>)> {
+        self.aim().run.clone()
+    }
+
     /// From now on a signal stops this run.
     pub(crate) fn set(&self, stopper: Stopper, snapshots: watch::Receiver<Arc<Snapshot>>) {
         self.aim().run = Some((stopper, snapshots));
@@ -41,17 +86,31 @@ impl Target {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stop(&self, name: &'static str) {
+    /// Stops the run in order. One that is still being prepared ends at once, and this process with it.
+    pub(crate) fn stop(&self, reason: StopReason) {
         let mut aim = self.aim();
-        aim.received = Some(name);
+        if let StopReason::Signal(name) = reason {
+            aim.received = Some(name);
+        }
         match &aim.run {
-            Some((stopper, _)) => stopper.stop(StopReason::Signal(name)),
+            Some((stopper, _)) => stopper.stop(reason),
             None => {
-                crate::dashboard::screen::give_back();
                 // Nothing was begun: there is nothing to commit.
+                let PreparingView { step, bytes_read, bytes_total } = aim.preparing;
+                tracing::warn!(
+                    %reason,
+                    bytes_read,
+                    bytes_total,
+                    "ended before the first batch, while {}; the same command starts again",
+                    step.words()
+                );
+                crate::dashboard::screen::give_back();
                 crate::stderr::say(format_args!(
-                    "stopped by {name} before the first batch; the same command starts again"
+                    "{reason} before the first batch; the same command starts again"
                 ));
+                if let Some(socket) = &aim.socket {
+                    let _ = std::fs::remove_file(socket);
+                }
                 crate::result_folder::give_lock_back();
                 std::process::exit(Exit::Resumable as i32);
             }
@@ -111,7 +170,7 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
     }
     tokio::spawn(async move {
         if let Some(name) = received.recv().await {
-            target.stop(name);
+            target.stop(StopReason::Signal(name));
         }
         if let Some(name) = received.recv().await {
             target.leave(name);

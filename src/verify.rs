@@ -11,7 +11,7 @@ use crate::progress::grouped;
 
 /// Checks every part, row by row, and that `failed.tsv` is what the lists of the segments say.
 pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
-    let folder = ResultFolder(arguments.folder.clone());
+    let folder = ResultFolder(crate::attach::meant(&arguments.folder)?);
     let manifest = read_manifest(&folder)?;
     let mut problems = Vec::new();
     match manifest.status {
@@ -71,7 +71,8 @@ pub(crate) fn read_manifest(folder: &ResultFolder) -> Result<Manifest, Failure> 
         Ok(Some(manifest)) => Ok(manifest),
         Ok(None) => {
             let text = format!("`{}` is not a result folder: it has no run.json", folder.0.display());
-            Err(Failure::new(Exit::Usage, text).hint("give the folder named output.directory in the job"))
+            Err(Failure::new(Exit::Usage, text)
+                .hint("give the folder named output.directory in the job, or the job file, job.toml"))
         }
         Err(error) => Err(Failure::because(Exit::Failed, &error)),
     }
@@ -88,7 +89,11 @@ fn check_rows(folder: &ResultFolder, entry: &SegmentEntry) -> Result<(), String>
             return Err(format!("`{}`: index {} is out of order", entry.part, row.index));
         }
         if !row.embedding.iter().all(|value| value.is_finite()) {
-            return Err(format!("`{}`: the embedding of `{}` is not finite", entry.part, actors::shown(row.id)));
+            return Err(format!(
+                "`{}`: the embedding of `{}` is not finite",
+                entry.part,
+                actors::shown(row.id)
+            ));
         }
         previous = Some(row.index);
     }

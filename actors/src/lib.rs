@@ -39,8 +39,8 @@ pub use run::{Run, RunEnd, RunPlan, Stopper};
 pub use shown::{Shown, acts, shown};
 pub use supervisor::{DevicePlan, Outcome, StopReason};
 pub use telemetry::{
-    Bottleneck, DeviceState, DeviceView, EventLevel, EventView, GpuView, JobView, Remaining,
-    SNAPSHOT_VERSION, Snapshot, Stage, StageView, Tier, Waits,
+    Bottleneck, DeviceState, DeviceView, EventLevel, EventView, GpuView, JobView, PreparingStep,
+    PreparingView, Remaining, SNAPSHOT_VERSION, Snapshot, Stage, StageView, Tier, Waits,
 };
 pub use thread::panic_message;
 pub use writer::WriteError;

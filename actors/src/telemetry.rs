@@ -24,8 +24,8 @@ use tokio::sync::{oneshot, watch};
 use self::account::Account;
 pub(crate) use self::events::Happening;
 pub use self::snapshot::{
-    Bottleneck, DeviceState, DeviceView, EventLevel, EventView, GpuView, JobView, Remaining,
-    SNAPSHOT_VERSION, Snapshot, Stage, StageView, Tier, Waits,
+    Bottleneck, DeviceState, DeviceView, EventLevel, EventView, GpuView, JobView, PreparingStep,
+    PreparingView, Remaining, SNAPSHOT_VERSION, Snapshot, Stage, StageView, Tier, Waits,
 };
 pub(crate) use self::work::WorkAccount;
 use crate::identity::{DeviceIndex, Generation, Worker};

@@ -331,6 +331,8 @@ fn remember(history: &mut VecDeque<u64>, rate: f64) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Connecting,
+    /// Nothing is computed yet.
+    Preparing,
     Loading,
     Running,
     /// It goes on with less than all its devices.
@@ -364,6 +366,9 @@ impl Standing {
         if model.silent_s.is_some() {
             return Self::Silent;
         }
+        if snapshot.preparing.is_some() {
+            return Self::Preparing;
+        }
         let count = |wanted: &[DeviceState]| {
             snapshot.devices.iter().filter(|device| wanted.contains(&device.state)).count()
         };
@@ -390,6 +395,7 @@ impl Standing {
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
+            Self::Preparing => "preparing",
             Self::Loading => "loading",
             Self::Running => "running",
             Self::Degraded => "degraded",

@@ -35,6 +35,11 @@ pub(crate) fn top(arguments: &FolderArguments) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Usage, "`top` needs a terminal")
             .hint(format!("virnucpro-orch status {shown} prints the same once")));
     }
+    if !progress::has_cursor() {
+        return Err(
+            progress::no_cursor("`top`").hint(format!("virnucpro-orch status {shown} prints the same once"))
+        );
+    }
     let failed = |error: std::io::Error| Failure::because(Exit::Failed, &error);
     let folder = ResultFolder(folder);
     let Some(stream) = attach::open(&folder, &Request::Watch)? else {

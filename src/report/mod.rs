@@ -40,7 +40,7 @@ pub(crate) fn json_path(folder: &ResultFolder) -> PathBuf {
 
 /// Makes the report of a result folder again, whatever became of its run.
 pub(crate) fn report(arguments: &FolderArguments) -> Result<Exit, Failure> {
-    let folder = ResultFolder(arguments.folder.clone());
+    let folder = ResultFolder(crate::attach::meant(&arguments.folder)?);
     let manifest = crate::verify::read_manifest(&folder)?;
     let live = crate::control::connect(&folder).is_ok();
     let ending = match manifest.status {

@@ -13,7 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use actors::bounds;
+use actors::manifest::ResultFolder;
+use actors::{bounds, files};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Exit;
@@ -265,6 +266,13 @@ pub(crate) fn give_lock_back() {
     if let Some((file, record)) = own_lock().take() {
         empty(&file, &record);
     }
+}
+
+/// Process and host of who has the lock of a folder, as its file says.
+pub(crate) fn owner(folder: &ResultFolder) -> Option<(u32, String)> {
+    let record = read_record(&files::open_regular(&folder.lock()).ok()?).ok()?;
+    let owner: Owner = serde_json::from_slice(&record).ok()?;
+    Some((owner.pid, owner.host))
 }
 
 /// An empty file has no owner; one that cannot be emptied names a process that is about to end.

@@ -68,6 +68,8 @@ pub struct Snapshot {
     pub paused: bool,
     /// Whether the run is being stopped.
     pub stopping: bool,
+    /// What is done before the run begins; `None` from then on.
+    pub preparing: Option<PreparingView>,
     /// Every stage of the pipeline, in the order of the flow.
     pub stages: Vec<StageView>,
     /// Which stage holds the others up.
@@ -87,6 +89,42 @@ impl Snapshot {
     /// Residues computed in this session, BOS and EOS not counted.
     pub fn residues_computed(&self) -> u64 {
         self.tokens_computed.saturating_sub(2 * self.sequences_computed)
+    }
+}
+
+/// A run that has not begun: nothing is computed yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PreparingView {
+    /// What is being done.
+    pub step: PreparingStep,
+    /// Bytes of the input that are read, as stored.
+    pub bytes_read: u64,
+    /// Bytes of the input, as stored; 0 while that is not known.
+    pub bytes_total: u64,
+}
+
+/// What is done before a run begins, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PreparingStep {
+    /// The whole input is read once.
+    #[default]
+    ReadingInput,
+    /// The digest of the weights is made.
+    ReadingWeights,
+    /// What earlier sessions committed is checked.
+    CheckingResult,
+}
+
+impl PreparingStep {
+    /// The step in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::ReadingInput => "reading the input",
+            Self::ReadingWeights => "reading the weights",
+            Self::CheckingResult => "checking what is committed",
+        }
     }
 }
 

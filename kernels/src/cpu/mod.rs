@@ -136,11 +136,22 @@ pub fn features() -> Vec<&'static str> {
                 found.push(name);
             }
         }
+        found.extend(amx_features());
     }
     #[cfg(target_arch = "aarch64")]
     return vec!["neon"];
     #[cfg(not(target_arch = "aarch64"))]
     found
+}
+
+/// What the processor has of AMX; whether this process may use it is asked when it is to be used.
+#[cfg(target_arch = "x86_64")]
+fn amx_features() -> impl Iterator<Item = &'static str> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    // Leaf 0 says which leaf is the last; of leaf 7, EDX holds these bits.
+    let bits = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 };
+    let names = [("amx_bf16", 22), ("amx_tile", 24), ("amx_int8", 25)];
+    names.into_iter().filter(move |(_, bit)| bits & (1 << bit) != 0).map(|(name, _)| name)
 }
 
 /// The rotary frequencies of a head `head_width` wide, rounded to f32 as in published files.

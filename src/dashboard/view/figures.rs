@@ -19,7 +19,11 @@ const FILL_POOR: usize = FILL_STEPS * 80 / 100;
 pub(super) fn draw_title(area: Rect, screen: &mut Buffer, model: &Model, snapshot: &Snapshot, look: Look) {
     let standing = Standing::of(model);
     let style = match standing {
-        Standing::Connecting | Standing::Loading | Standing::Running | Standing::Done => look.good(),
+        Standing::Connecting
+        | Standing::Preparing
+        | Standing::Loading
+        | Standing::Running
+        | Standing::Done => look.good(),
         Standing::Degraded
         | Standing::Starved
         | Standing::Paused
@@ -62,15 +66,20 @@ pub(super) fn draw_title(area: Rect, screen: &mut Buffer, model: &Model, snapsho
     Line::from(spans).render(area, screen);
 }
 
-/// How far it is, by residues.
+/// How far it is, by residues; before that, by the bytes of the input.
 pub(super) fn draw_gauge(area: Rect, screen: &mut Buffer, snapshot: &Snapshot, look: Look) {
-    let done = snapshot.residues_resumed + snapshot.residues_computed();
-    let share = match snapshot.residues_total {
+    let (done, all) = match snapshot.preparing {
+        Some(preparing) => (preparing.bytes_read, preparing.bytes_total),
+        None => (snapshot.residues_resumed + snapshot.residues_computed(), snapshot.residues_total),
+    };
+    let share = match all {
         0 => 0.0,
         total => (done as f64 / total as f64).clamp(0.0, 1.0),
     };
     let (committed, total) = (grouped(snapshot.records_committed), grouped(snapshot.records_total));
-    let label = if area.width >= 72 {
+    let label = if snapshot.preparing.is_some() {
+        format!(" {:5.1} % of the input read", 100.0 * share)
+    } else if area.width >= 72 {
         format!(" {:5.1} %  {committed} of {total} records committed", 100.0 * share)
     } else {
         format!(" {:5.1} %", 100.0 * share)
@@ -122,6 +131,10 @@ fn verdict(model: &Model, snapshot: &Snapshot) -> String {
     }
     let count = |state| snapshot.devices.iter().filter(|device| device.state == state).count();
     match Standing::of(model) {
+        Standing::Preparing => {
+            let step = snapshot.preparing.unwrap_or_default().step;
+            format!("{}: nothing is computed before that is done", step.words())
+        }
         Standing::Connecting | Standing::Loading => "devices load the model".to_owned(),
         Standing::Paused => "devices get no batches until somebody lets them go on".to_owned(),
         Standing::WritingPaused => "writing is paused: the log says what is in the way".to_owned(),

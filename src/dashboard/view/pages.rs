@@ -174,8 +174,8 @@ pub(super) fn draw_keys(area: Rect, screen: &mut Buffer, model: &Model, look: Lo
             (2, pause),
             (3, "s stop"),
             (8, "c checkpoint"),
-            (9, "r retire"),
-            (10, "a take back"),
+            (8, "r retire"),
+            (8, "a take back"),
             (4, "Enter device"),
             (5, "e events"),
             (6, "/ search"),
@@ -187,7 +187,8 @@ pub(super) fn draw_keys(area: Rect, screen: &mut Buffer, model: &Model, look: Lo
     line.render(area, screen);
 }
 
-/// As many of the items as there is room for, none of them cut; each with its rank, the lowest first to stay.
+/// As many of the items as there is room for, none of them cut; each with its rank: the lowest stay longest,
+/// those of one rank together.
 fn whole_items(items: &[(u8, &str)], between: &str, width: usize) -> String {
     let with_rank_to = |rank: u8| {
         let words: Vec<&str> =

@@ -203,6 +203,11 @@ fn every_state_has_its_word_and_its_sentence() {
         snapshot
     };
     for (snapshot, word, sentence) in [
+        (
+            Snapshot { preparing: Some(actors::PreparingView::default()), ..Snapshot::default() },
+            "preparing",
+            "reading the input: nothing is computed before",
+        ),
         (loading(), "loading", "devices load the model"),
         (running(2), "running", "the devices set the pace"),
         (degraded(), "degraded", "the devices set the pace"),
@@ -284,8 +289,19 @@ fn the_line_of_keys_is_cut_between_its_items_only() {
     let running = model(running(2));
     let ended = ended(super::super::scenes::running(2), RunStatus::Done, None);
     let known = [
-        "q quit", "p pause", "p go on", "s stop", "c checkpoint", "r retire", "a take back", "Enter device",
-        "e events", "/ search", "f filter", "? help", "the job has ended",
+        "q quit",
+        "p pause",
+        "p go on",
+        "s stop",
+        "c checkpoint",
+        "r retire",
+        "a take back",
+        "Enter device",
+        "e events",
+        "/ search",
+        "f filter",
+        "? help",
+        "the job has ended",
     ];
     let last_line = |model: &Model, width: u16| {
         let screen = screen(model, width, 24, COLOUR);
@@ -301,7 +317,8 @@ fn the_line_of_keys_is_cut_between_its_items_only() {
     }
     assert_eq!(last_line(&running, 40), "q quit  p pause  s stop  ? help");
     // What is said is cut between words, and says that it goes on.
-    paused.message = Some("sim:1 is retired already: a takes it back (the worker ended by signal 9)".to_owned());
+    paused.message =
+        Some("sim:1 is retired already: a takes it back (the worker ended by signal 9)".to_owned());
     let line = last_line(&paused, 60);
     assert_eq!(line, "sim:1 is retired already: a takes it back (the worker …");
     press(&mut paused, &format!("/{}", "long".repeat(30)));
