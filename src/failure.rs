@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use actors::fasta::InputError;
 use serde_json::json;
 
-use crate::logging;
+use crate::{logging, shortage};
 
 /// How the program ends; the numbers are a promise to scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,25 +75,29 @@ impl Failure {
         }
     }
 
+    /// What the operator can do: about a shortage of the system first, since the rest is of no use before.
+    fn hints(&self) -> Vec<String> {
+        let Report::Text { hints, .. } = &self.report else { return Vec::new() };
+        let remedy = shortage::remedy(&self.line()).filter(|remedy| !hints.contains(remedy));
+        remedy.into_iter().chain(hints.iter().cloned()).collect()
+    }
+
     /// Prints it to standard error.
     pub(crate) fn print(&self) {
         if logging::speaks_json() {
-            let hints = match &self.report {
-                Report::Config(_) => &[][..],
-                Report::Text { hints, .. } => hints,
-            };
+            let hints = self.hints();
             let exit_code = self.exit as u8;
             let fields = json!({ "message": self.line(), "hints": hints, "exit_code": exit_code });
             return crate::stderr::write(logging::json_line("ERROR", &fields));
         }
         match &self.report {
             Report::Config(error) => crate::stderr::say(format_args!("{:?}", ConfigReport(error))),
-            Report::Text { message, causes, hints } => {
+            Report::Text { message, causes, .. } => {
                 crate::stderr::say(format_args!("error: {message}"));
                 for cause in causes {
                     crate::stderr::say(format_args!("  caused by: {cause}"));
                 }
-                for hint in hints {
+                for hint in self.hints() {
                     crate::stderr::say(format_args!("hint: {hint}"));
                 }
             }

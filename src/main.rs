@@ -25,6 +25,7 @@ mod recorder;
 mod report;
 mod result_folder;
 mod run;
+mod shortage;
 mod signals;
 mod stderr;
 mod stdout;

@@ -223,8 +223,12 @@ fn remove(path: &Path) -> Result<(), Failure> {
 }
 
 fn failed(operation: &str, path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(Exit::Failed, format!("failed to {operation} `{}`: {error}", path.display()))
-        .hint("output.directory must be a folder that you may write to, on a disk with room")
+    let failure = Failure::new(Exit::Failed, format!("failed to {operation} `{}`: {error}", path.display()));
+    if crate::shortage::remedy(&failure.line()).is_some() {
+        // The folder is not at fault.
+        return failure;
+    }
+    failure.hint("output.directory must be a folder that you may write to, on a disk with room")
 }
 
 #[cfg(test)]

@@ -32,7 +32,10 @@ use crate::recorder::{Host, Recorder, SessionStart};
 use crate::report::Ending;
 use crate::result_folder::{LockedFolder, warn_of_foreign_files};
 use crate::signals::Target;
-use crate::{identity, logging, progress, report, signals, summary};
+use crate::{identity, logging, progress, report, shortage, signals, summary};
+
+/// Threads for actors, sockets, timers and signals, beside `main`.
+const WORKER_THREADS: usize = 2;
 
 /// What to say when results vanish under a run.
 const FOLDER_GONE: &str = "something removed or changed files of the result; what is gone is computed again";
@@ -43,8 +46,9 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     job.telemetry.progress = arguments.progress.map_or(job.telemetry.progress, Into::into);
     // However this ends, a panic of this thread included.
     let _restored = GiveBack;
+    shortage::has_threads(WORKER_THREADS + 1).map_err(|error| no_more_threads(&error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(WORKER_THREADS)
         .enable_all()
         .build()
         .map_err(|error| Failure::because(Exit::Failed, &error))?;
@@ -201,8 +205,12 @@ fn cannot_start(error: &(dyn Error + 'static)) -> Failure {
     if !matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::OutOfMemory)) {
         return Failure::because(Exit::Failed, error);
     }
-    Failure::new(Exit::Failed, format!("the run cannot start: no more threads or memory may be had: {root}"))
-        .hint("raise the limits of the job: its memory, `ulimit -v`, `ulimit -u`")
+    no_more_threads(root)
+}
+
+fn no_more_threads(error: &(dyn Error + 'static)) -> Failure {
+    Failure::new(Exit::Failed, format!("the run cannot start: no more threads or memory may be had: {error}"))
+        .hint(shortage::of_threads_or_memory())
 }
 
 /// What the input is.
@@ -232,7 +240,10 @@ fn survey(
         })
         .collect::<Result<_, _>>()?;
     let scratch = folder.state().join("scratch");
-    let told = |read, total| target.has_read(read, total);
+    let told = |read, total| {
+        target.has_read(read, total);
+        actors::fault::point("survey");
+    };
     let survey = preparation::survey_input(job, &sources, &scratch, bar, &told)?;
     tracing::info!(
         files = survey.files.len(),

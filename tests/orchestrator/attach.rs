@@ -1,21 +1,23 @@
 //! Asking a running job, from another shell, and what is left of one that does not run.
 
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::job::JobFolder;
-use crate::process::{program, run};
+use crate::process::{Running, program, run};
 use crate::proteins::fasta;
+use crate::terminal::Terminal;
 
 /// About two seconds of work on two devices.
 fn job() -> JobFolder {
     JobFolder::new(fasta(101, 500, 20..200)).simulating("latency_us_per_batch=70000")
 }
 
-fn status(folder: &std::path::Path) -> Value {
+fn status(folder: &Path) -> Value {
     let finished = run(program(["status", "--json"]).arg(folder)).expect(0);
     serde_json::from_str(&finished.stdout).unwrap()
 }
@@ -28,6 +30,7 @@ fn a_running_job_tells_how_it_stands() {
     running.wait_for("segment committed");
     let now = status(&results);
     assert_eq!((now["live"].as_bool(), now["status"].as_str()), (Some(true), Some("running")));
+    assert_eq!((now["version"].as_u64(), now["recorded"].as_str()), (Some(2), Some("running")));
     assert_eq!(now["records"], 500);
     assert_eq!(now["snapshot"]["version"], 2);
     assert_eq!(now["snapshot"]["devices"].as_array().unwrap().len(), 2);
@@ -56,7 +59,13 @@ fn a_suspended_job_is_shown_as_it_was_and_named() {
     let asked = run(program(["status", "--json"]).arg(&results)).expect(1);
     let kept: Value = serde_json::from_str(&asked.stdout).unwrap();
     assert_eq!((kept["live"].as_bool(), kept["answers"].as_bool()), (Some(true), Some(false)));
-    asked.says(["runs and does not answer", "(process ", "kill -CONT"]);
+    assert_eq!(kept["status"], "no-answer");
+    let process = format!("(process {} on ", running.id());
+    asked.says(["runs and does not answer", &process, "kill -CONT"]);
+    // What may take long is found out no later.
+    let asked = Instant::now();
+    run(program(["checkpoint"]).arg(&results)).expect(1).says(["runs and does not answer", &process]);
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     running.signal(Signal::CONT);
     running.finish().expect(0);
 }
@@ -75,6 +84,7 @@ fn a_paused_job_stands_still_until_it_is_told_to_go_on() {
         std::thread::sleep(Duration::from_millis(400));
         let after = status(&results);
         assert_eq!(after["snapshot"]["paused"], true);
+        assert_eq!((after["status"].as_str(), after["recorded"].as_str()), (Some("paused"), Some("running")));
         before["snapshot"]["tokens_computed"] == after["snapshot"]["tokens_computed"]
     });
     assert!(!running.stderr().contains("no progress"), "{}", running.stderr());
@@ -114,7 +124,8 @@ fn what_is_left_of_a_killed_job_is_told() {
     running.wait_for("segment committed");
     running.kill();
     let left = status(&results);
-    assert_eq!((left["live"].as_bool(), left["status"].as_str()), (Some(false), Some("running")));
+    assert_eq!((left["live"].as_bool(), left["status"].as_str()), (Some(false), Some("killed")));
+    assert_eq!(left["recorded"], "running");
     let words = run(program(["status"]).arg(&results)).expect(0).stdout;
     assert!(words.starts_with("not running: it was killed"), "{words}");
     run(program(["stop"]).arg(&results)).expect(2).says(["no job is running in"]);
@@ -141,6 +152,103 @@ fn a_file_instead_of_the_folder_is_understood_or_told_what_to_give() {
     here(["status", "other.toml"], ".").expect(2);
     run(program(["stop"]).arg(job.at("job.toml"))).expect(0);
     running.finish().expect(75);
+}
+
+#[test]
+fn what_is_neither_a_folder_nor_a_job_is_named_and_never_waited_for() {
+    let job = job().simulating("");
+    job.done_into("results");
+    let made = std::process::Command::new("mkfifo").arg(job.at("pipe.toml")).status();
+    assert!(made.unwrap().success());
+    let here = |command: &str, folder: &str| {
+        let mut asked = program([command, folder]);
+        asked.args(if command == "export" { &["--to", "npy"][..] } else { &[] });
+        run(asked.current_dir(job.path()))
+    };
+    for command in ["status", "top", "stop", "checkpoint", "verify", "report", "export"] {
+        for (typed, what) in [
+            ("pipe.toml", "`pipe.toml` is a pipe, not a result folder"),
+            ("/dev/null", "`/dev/null` is a device, not a result folder"),
+            ("proteins.fasta", "`proteins.fasta` is a file, not a result folder"),
+            ("proteins.fasta/results", "`proteins.fasta/results` leads through a file, not a result folder"),
+        ] {
+            let refused = here(command, typed).expect(2).says([what, "hint: give the folder", "job.toml"]);
+            assert!(!refused.stderr.contains("os error"), "{command} {typed}: {}", refused.stderr);
+        }
+        let hint = "hint: give the folder that it is in: results";
+        here(command, "results/run.json").expect(2).says(["is a file, not a result folder", hint]);
+    }
+    // The job file stands for the folder that it names.
+    for command in ["verify", "report", "export"] {
+        here(command, "job.toml").expect(0);
+    }
+}
+
+/// A job whose input does not come to its end: it has only begun.
+fn reading(job: &JobFolder) -> Running {
+    let mut command = job.command_into("results");
+    command.env("VIRNUCPRO_FAULTS", "survey:0=delay-600000");
+    let mut running = Running::start(&mut command);
+    let socket = job.at("results/.state/control.sock");
+    running.wait_until("its socket", |_| socket.exists());
+    running.wait_until("some of the input is read", |_| {
+        status(&job.at("results"))["snapshot"]["preparing"]["bytes_read"].as_u64().unwrap() > 0
+    });
+    running
+}
+
+#[test]
+fn a_job_that_reads_its_input_tells_so_and_can_be_stopped() {
+    let job = JobFolder::new(fasta(102, 5000, 20..40));
+    let results = job.at("results");
+    let running = reading(&job);
+    let now = status(&results);
+    assert_eq!((now["status"].as_str(), now["recorded"].as_str()), (Some("preparing"), None), "{now}");
+    let preparing = &now["snapshot"]["preparing"];
+    assert_eq!(preparing["step"], "reading-input");
+    let (read, total) =
+        (preparing["bytes_read"].as_u64().unwrap(), preparing["bytes_total"].as_u64().unwrap());
+    assert!(0 < read && read < total, "{preparing}");
+    assert_eq!(total, std::fs::metadata(job.at("proteins.fasta")).unwrap().len());
+    assert_eq!(now["snapshot"]["job"]["process"], running.id());
+    let words = run(program(["status"]).arg(&results)).expect(0).stdout;
+    assert!(words.starts_with("reading the input\n") && words.contains(" % of "), "{words}");
+    for command in ["pause", "checkpoint"] {
+        run(program([command]).arg(&results)).expect(1).says(["the job refused", "still reads its input"]);
+    }
+    let mut top = Terminal::start(program(["top"]).arg(&results), 80, 24);
+    top.wait_for("preparing");
+    top.wait_for("of the input read");
+    run(program(["stop"]).arg(&results)).expect(0);
+    let said = "stopped by `virnucpro-orch stop` before the first batch; the same command starts again";
+    running.finish().expect(75).says([said]);
+    top.wait_for("the job has ended");
+    top.press("q");
+    top.finish(0);
+    let log = job.log_of("results");
+    let last = log.lines().last().unwrap();
+    for words in ["ended before the first batch", "reading the input", "virnucpro-orch stop", "bytes_read="] {
+        assert!(last.contains(words), "{words} is not in: {last}");
+    }
+    assert!(!results.join(".state/control.sock").exists());
+    run(program(["status"]).arg(&results)).expect(2).says(["holds no run"]);
+    // It goes on as if it had never been begun.
+    let undisturbed = job.done_into("undisturbed");
+    job.done_into("results").assert_same(&undisturbed, "stopped before it began");
+}
+
+#[test]
+fn a_signal_before_the_run_begins_is_in_the_log() {
+    let job = JobFolder::new(fasta(102, 5000, 20..40));
+    let mut running = reading(&job);
+    running.signal(Signal::TERM);
+    running.finish().expect(75).says(["stopped by SIGTERM before the first batch"]);
+    let log = job.log_of("results");
+    let last = log.lines().last().unwrap();
+    assert!(last.contains("ended before the first batch") && last.contains("stopped by SIGTERM"), "{log}");
+    assert!(!job.at("results/.state/control.sock").exists());
+    // Nobody holds the folder any more.
+    job.run_into("results").expect(0);
 }
 
 #[test]

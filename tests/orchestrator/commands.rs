@@ -134,7 +134,16 @@ fn doctor_finds_this_machine_fit() {
     let told = run(&mut program(["doctor"])).expect(0);
     assert!(told.stdout.contains("cpu"), "{}", told.stdout);
     let told = run(&mut program(["doctor", "--json"])).expect(0);
-    serde_json::from_str::<Value>(&told.stdout).unwrap();
+    let report = serde_json::from_str::<Value>(&told.stdout).unwrap();
+    // As the system has it; a bit of the processor that a kernel hides is not there either.
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
+    let listed = report["cpu_features"].as_array().unwrap();
+    for feature in ["avx2", "avx512f", "amx_bf16", "amx_tile", "amx_int8"] {
+        if flags.split_whitespace().any(|flag| flag == feature) {
+            assert!(listed.contains(&json!(feature)), "{feature} is not in {listed:?}");
+        }
+    }
 }
 
 #[test]
@@ -159,6 +168,17 @@ fn version_is_one_line() {
     assert!(version.stdout.starts_with(&start), "{}", version.stdout);
     assert!(version.stdout.trim_end().ends_with("cpu, sim)") && version.stdout.lines().count() == 1);
     assert_eq!(version.stderr, "");
+}
+
+#[test]
+fn help_and_the_readme_say_the_same_of_exit_codes() {
+    let help = run(&mut program(["--help"])).expect(0).stdout;
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let of_help = help.lines().find(|line| line.trim_start().starts_with("4  ")).unwrap();
+    let of_readme = readme.lines().find(|line| line.starts_with("| 4 |")).unwrap();
+    for command in ["verify", "export", "gpu-check"] {
+        assert!(of_help.contains(command) && of_readme.contains(command), "{of_help}\n{of_readme}");
+    }
 }
 
 #[test]

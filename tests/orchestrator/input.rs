@@ -80,6 +80,41 @@ fn repeated_ids_stop_the_run_unless_kept() {
 }
 
 #[test]
+fn ids_are_shown_with_what_acts_in_them_written_out_and_kept_as_they_are() {
+    let id = "sp|\u{202e}P1\u{200b}|X";
+    let escaped = "sp|\\u{202e}P1\\u{200b}|X";
+    let raw = |text: &str| text.contains(['\u{202e}', '\u{200b}']);
+    let text = fasta(58, 20, 20..60) + &format!(">{id}\nMKVLAAGGWWYYHHKK\n");
+    // Set aside by the devices: in the log, on standard error, in the list of events.
+    let job = JobFolder::new(&text).simulating("fault=nan@ordinal:20");
+    let finished = job.run_into("results").expect(3).says(["sequence quarantined"]);
+    assert!(finished.stderr.contains(escaped) && !raw(&finished.stderr), "{}", finished.stderr);
+    assert!(!raw(&job.log_of("results")) && job.log_of("results").contains(escaped));
+    let status = run(crate::process::program(["status", "--json"]).arg(job.at("results"))).expect(0).stdout;
+    assert!(status.contains("is set aside") && !raw(&status), "{status}");
+    let page = fs::read_to_string(job.at("results/report.html")).unwrap();
+    assert!(page.contains(escaped) && !raw(&page));
+    let outcome = job.outcome("results");
+    assert_eq!(outcome.failed_records()[0][1], id, "files keep it");
+    // Computed.
+    let job = JobFolder::new(&text);
+    assert!(ids(&job.done_into("results")).contains(&id.to_owned()));
+    let plan = JobFolder::new(format!(">{id}\nMKVLAAGGWWYYHHKK\n"));
+    let plan = run(&mut plan.command("plan")).expect(0).stdout;
+    assert!(plan.contains(escaped) && !raw(&plan), "{plan}");
+    // Wrong.
+    for (more, key, value) in [
+        ("MK1\n", "input.alphabet", "protein"),
+        ("MKVLAAGGWWYYHHKK\n", "input.too_long", "stop"),
+        (&*format!("MKVL\n>{id}\nMKVL\n"), "input.alphabet", "protein"),
+    ] {
+        let job = JobFolder::new(format!(">{id}\n{more}")).set(key, value).set("input.max_residues", 10);
+        let finished = job.run_into("results").expect(5);
+        assert!(finished.stderr.contains(escaped) && !raw(&finished.stderr), "{}", finished.stderr);
+    }
+}
+
+#[test]
 fn equal_sequences_are_written_for_each_id() {
     let outcome = JobFolder::new(">a\nMKVL\n>b\nWW\n>c\nmkvl*\n").done_into("results");
     let embeddings = outcome.by_id();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::job::JobFolder;
-use crate::outcome::{manifest, segments_committed};
+use crate::outcome::{Outcome, manifest, segments_committed};
 use crate::process::wait_until_gone;
 use crate::proteins::fasta;
 
@@ -58,6 +58,26 @@ fn what_can_be_finished_in_the_grace_time_is_committed() {
     run.finish().expect(75);
     // Three seconds are plenty for the segment that was begun: it is not thrown away.
     assert!(segments_committed(&results) >= 3, "{}", segments_committed(&results));
+}
+
+#[test]
+fn a_stop_that_lets_everything_be_committed_is_the_end_of_the_job() {
+    // As many full segments as may be open at once, so that nobody has seen the end of the input when the stop comes.
+    let job = JobFolder::new(fasta(34, 150, 20..200))
+        .set("output.segment_sequences", 50)
+        .set("restart.shutdown_grace_ms", 120_000)
+        .simulating("latency_us_per_batch=60000");
+    let results = job.at("results");
+    let mut run = job.start_into("results");
+    run.wait_for("ready device=\"sim:0\"");
+    run.wait_for("ready device=\"sim:1\"");
+    assert_eq!(segments_committed(&results), 0, "too early for a segment");
+    run.signal(Signal::TERM);
+    run.finish().expect(0).says(["stopping", "done"]);
+    assert_eq!(manifest(&results).unwrap()["status"], "done");
+    crate::process::run(crate::process::program(["verify"]).arg(&results)).expect(0);
+    let undisturbed = job.simulating("").done_into("undisturbed");
+    undisturbed.assert_same(&Outcome::read(&results), "stopped and done");
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn workers_that_the_system_does_not_start_do_not_hold_up_the_end() {
         let job = job();
         let mut command = job.command_into("results");
         let mut run = Running::start(command.env("VIRNUCPRO_FAULTS", "launch:0=delay-600000"));
-        run.wait_until("it runs", |_| job.at("results/.state/control.sock").exists());
+        run.wait_until("it runs", |_| job.at("results/.state/snapshot.json").exists());
         let asked = Instant::now();
         if ending == "signal" {
             run.signal(Signal::INT);

@@ -375,6 +375,26 @@ fn where_it_does_not_belong_it_stays_away() {
         let text = terminal.finish(0);
         assert!(!text.contains("\x1b[?1049h") && text.contains("done"), "{text}");
     }
+    // On a terminal that cannot be drawn on, where nothing but plain text may be printed.
+    for (term, progress) in [("dumb", "lines"), ("dumb", "auto"), ("", "auto")] {
+        let job = short();
+        let mut command = job.command_into("results");
+        command.args(["--progress", progress]).env("TERM", term);
+        let text = Terminal::start(&mut command, 80, 24).finish(0);
+        assert!(!text.contains('\u{1b}') && text.contains("done"), "TERM={term} {progress}: {text:?}");
+        assert!(text.contains("segment committed"), "lines, not a bar: {text}");
+    }
+    let job = short();
+    let mut command = job.command_into("results");
+    command.args(["--progress", "dashboard"]).env("TERM", "dumb");
+    let text = Terminal::start(&mut command, 80, 24).finish(2);
+    assert!(text.contains("TERM is `dumb`") && text.contains("auto"), "{text}");
+    for (term, why) in [("dumb", "TERM is `dumb`"), ("", "TERM is not set")] {
+        let mut top = program(["top"]);
+        let text = Terminal::start(top.arg(job.path()).env("TERM", term), 80, 24).finish(2);
+        assert!(text.contains(why) && text.contains("virnucpro-orch status"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+    }
     // Flaws of the input are told on the ordinary screen.
     let job = JobFolder::new(">one\nMK1\n").set("telemetry.progress", "auto");
     let text = Terminal::start(&mut job.command_into("results"), 80, 24).finish(5);

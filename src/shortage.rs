@@ -1,0 +1,92 @@
+//! What the system refuses a process for want of: open files, threads, memory; and which limit to raise.
+//!
+//! Such a refusal meets whatever comes first, a lock, a log, a worker. The error then names a file that is not at
+//! fault, so that what helps is told here, for all of them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit};
+
+/// What to do where an error ends in a shortage of open files or memory; `line`: the error with its causes.
+pub(crate) fn remedy(line: &str) -> Option<String> {
+    use rustix::io::Errno;
+    let is = |errno: Errno| line.contains(&format!("(os error {})", errno.raw_os_error()));
+    if is(Errno::MFILE) {
+        return Some(of_open_files());
+    }
+    if is(Errno::NFILE) {
+        return Some(
+            "no program on this machine may open more files now: raise fs.file-max, or end some".to_owned(),
+        );
+    }
+    is(Errno::NOMEM).then(of_threads_or_memory)
+}
+
+fn of_open_files() -> String {
+    let limit = match getrlimit(Resource::Nofile).current {
+        Some(limit) => format!("this process may have {limit} files open"),
+        None => "this process may have no more files open".to_owned(),
+    };
+    format!(
+        "{limit}: raise that limit, as by `ulimit -n 1024`; a run takes about 32, and 8 more for each device"
+    )
+}
+
+/// What to do where no more threads or memory may be had: names the limits that there are.
+pub(crate) fn of_threads_or_memory() -> String {
+    let kib = |bytes: u64| format!("{} KiB (`ulimit -v`)", bytes >> 10);
+    let limits = [
+        getrlimit(Resource::As).current.map(|bytes| format!("memory is limited to {}", kib(bytes))),
+        getrlimit(Resource::Nproc)
+            .current
+            .map(|count| format!("threads and processes of this user to {count} (`ulimit -u`)")),
+    ];
+    let known: Vec<String> = limits.into_iter().flatten().collect();
+    match known.is_empty() {
+        true => "neither `ulimit -v` nor `ulimit -u` is set: raise the memory of the job or container, or its number \
+                 of processes (pids.max)"
+            .to_owned(),
+        false => format!("{}: raise what is too low, or what the job or container gets", known.join(", ")),
+    }
+}
+
+/// Whether so many threads can be had at once: tokio's runtime cannot do without, and hangs where it gets only some.
+///
+/// # Errors
+/// That of the system.
+pub(crate) fn has_threads(wanted: usize) -> std::io::Result<()> {
+    let all_tried = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let tried = (0..wanted).try_for_each(|_| {
+            let wait = || {
+                while !all_tried.load(Ordering::Acquire) {
+                    std::thread::park_timeout(Duration::from_millis(1));
+                }
+            };
+            std::thread::Builder::new().spawn_scoped(scope, wait).map(drop)
+        });
+        all_tried.store(true, Ordering::Release);
+        tried
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_is_told_by_its_number_and_nothing_else_is() {
+        let told = remedy("failed to keep `lock`: Too many open files (os error 24)").unwrap();
+        assert!(told.contains("files open") && told.contains("ulimit -n"), "{told}");
+        let told = remedy("out of memory: Cannot allocate memory (os error 12)").unwrap();
+        assert!(told.contains("ulimit -v") || told.contains("ulimit -u"), "{told}");
+        assert_eq!(remedy("failed to keep `lock`: Permission denied (os error 13)"), None);
+        assert_eq!(remedy("os error 240: (os error 240)"), None);
+    }
+
+    #[test]
+    fn threads_that_are_tried_end() {
+        has_threads(3).unwrap();
+    }
+}
