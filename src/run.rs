@@ -36,6 +36,8 @@ use crate::{identity, logging, progress, report, shortage, signals, summary};
 
 /// Threads for actors, sockets, timers and signals, beside `main`.
 const WORKER_THREADS: usize = 2;
+/// Threads that a run has at least: those, the ones named in docs/ARCHITECTURE.md, and some that tokio blocks.
+const THREADS_MIN: usize = 16;
 
 /// What to say when results vanish under a run.
 const FOLDER_GONE: &str = "something removed or changed files of the result; what is gone is computed again";
@@ -46,7 +48,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     job.telemetry.progress = arguments.progress.map_or(job.telemetry.progress, Into::into);
     // However this ends, a panic of this thread included.
     let _restored = GiveBack;
-    shortage::has_threads(WORKER_THREADS + 1).map_err(|error| no_more_threads(&error))?;
+    shortage::has_threads(THREADS_MIN).map_err(|error| no_more_threads(&error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .enable_all()

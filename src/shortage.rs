@@ -33,22 +33,34 @@ fn of_open_files() -> String {
     )
 }
 
-/// What to do where no more threads or memory may be had: names the limits that there are.
+/// What to do where no more threads or memory may be had: names the limit that is reached.
 pub(crate) fn of_threads_or_memory() -> String {
-    let kib = |bytes: u64| format!("{} KiB (`ulimit -v`)", bytes >> 10);
-    let limits = [
-        getrlimit(Resource::As).current.map(|bytes| format!("memory is limited to {}", kib(bytes))),
-        getrlimit(Resource::Nproc)
-            .current
-            .map(|count| format!("threads and processes of this user to {count} (`ulimit -u`)")),
-    ];
-    let known: Vec<String> = limits.into_iter().flatten().collect();
-    match known.is_empty() {
-        true => "neither `ulimit -v` nor `ulimit -u` is set: raise the memory of the job or container, or its number \
-                 of processes (pids.max)"
-            .to_owned(),
-        false => format!("{}: raise what is too low, or what the job or container gets", known.join(", ")),
+    let memory = getrlimit(Resource::As).current;
+    // A thread takes its stack at least, and the allocator more where it can.
+    if let Some(limit) = memory.filter(|&limit| address_space().is_none_or(|used| used + NEAR_BYTES > limit))
+    {
+        let kib = limit >> 10;
+        return format!(
+            "the memory of this process is limited to {kib} KiB: raise that limit (`ulimit -v`), or the memory of the job"
+        );
     }
+    match getrlimit(Resource::Nproc).current {
+        Some(limit) => format!(
+            "the threads and processes of this user are limited to {limit} (`ulimit -u`), those of a job or container \
+             perhaps to fewer (pids.max): raise that, or end some"
+        ),
+        None => "raise the memory of the job or container, or its number of processes (pids.max)".to_owned(),
+    }
+}
+
+/// So near to its limit a process gets no more threads.
+const NEAR_BYTES: u64 = 64 << 20;
+
+/// Memory that this process has asked for, used or not, bytes.
+fn address_space() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let text = status.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
+    text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Whether so many threads can be had at once: tokio's runtime cannot do without, and hangs where it gets only some.
@@ -80,7 +92,8 @@ mod tests {
         let told = remedy("failed to keep `lock`: Too many open files (os error 24)").unwrap();
         assert!(told.contains("files open") && told.contains("ulimit -n"), "{told}");
         let told = remedy("out of memory: Cannot allocate memory (os error 12)").unwrap();
-        assert!(told.contains("ulimit -v") || told.contains("ulimit -u"), "{told}");
+        assert!(told.contains("memory of") || told.contains("ulimit -u"), "{told}");
+        assert!(address_space().is_none_or(|bytes| bytes > 1 << 20));
         assert_eq!(remedy("failed to keep `lock`: Permission denied (os error 13)"), None);
         assert_eq!(remedy("os error 240: (os error 240)"), None);
     }

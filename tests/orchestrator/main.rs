@@ -41,6 +41,7 @@ mod process;
 mod proteins;
 mod report;
 mod resume;
+mod shortage;
 mod stopping;
 mod suspended;
 mod telemetry;

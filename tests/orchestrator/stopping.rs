@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::job::JobFolder;
-use crate::outcome::{Outcome, manifest, segments_committed};
+use crate::outcome::{manifest, segments_committed};
 use crate::process::wait_until_gone;
 use crate::proteins::fasta;
 
@@ -76,8 +76,9 @@ fn a_stop_that_lets_everything_be_committed_is_the_end_of_the_job() {
     run.finish().expect(0).says(["stopping", "done"]);
     assert_eq!(manifest(&results).unwrap()["status"], "done");
     crate::process::run(crate::process::program(["verify"]).arg(&results)).expect(0);
-    let undisturbed = job.simulating("").done_into("undisturbed");
-    undisturbed.assert_same(&Outcome::read(&results), "stopped and done");
+    let job = job.simulating("");
+    let undisturbed = job.done_into("undisturbed");
+    job.outcome("results").assert_same(&undisturbed, "stopped and done");
 }
 
 #[test]
