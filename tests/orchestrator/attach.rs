@@ -56,6 +56,8 @@ fn a_suspended_job_is_shown_as_it_was_and_named() {
     let mut running = job.start_into("results");
     running.wait_for("ready");
     running.signal(Signal::STOP);
+    // Each thread stops in its own time.
+    running.wait_until("all of it is suspended", |running| running.is_suspended());
     let asked = run(program(["status", "--json"]).arg(&results)).expect(1);
     let kept: Value = serde_json::from_str(&asked.stdout).unwrap();
     assert_eq!((kept["live"].as_bool(), kept["answers"].as_bool()), (Some(true), Some(false)));

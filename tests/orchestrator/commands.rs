@@ -181,6 +181,45 @@ fn help_and_the_readme_say_the_same_of_exit_codes() {
     }
 }
 
+/// Words between backquotes that look like paths of source files.
+fn named_sources(text: &str) -> impl Iterator<Item = &str> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted.filter(|word| {
+        let is_path = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_/.-".contains(&byte));
+        is_path && word.contains('/') && [".rs", ".cu"].iter().any(|ending| word.ends_with(ending))
+    })
+}
+
+#[test]
+fn every_source_file_that_the_documents_name_is_found_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents: Vec<_> = ["README.md", "CONTRIBUTING.md"].into();
+    documents.extend([
+        "docs/ARCHITECTURE.md",
+        "docs/FORMATS.md",
+        "docs/MONITORING.md",
+        "docs/RELIABILITY.md",
+    ]);
+    let records = fs::read_dir(root.join("docs/adr")).unwrap().map(|entry| entry.unwrap().path());
+    let mut found = 0;
+    for path in documents.iter().map(|name| root.join(name)).chain(records) {
+        let text = fs::read_to_string(&path).unwrap();
+        // In the code map a heading names the folder of what follows.
+        let mut folder = root.to_owned();
+        for line in text.lines() {
+            if line.starts_with('#') {
+                folder = root.join(line.trim_start_matches('#').trim().trim_matches('`'));
+            }
+            for name in named_sources(line) {
+                let is_there = root.join(name).is_file() || folder.join(name).is_file();
+                assert!(is_there, "{}: there is no `{name}`", path.display());
+                found += 1;
+            }
+        }
+    }
+    assert!(found > 30, "{found}");
+}
+
 #[test]
 fn help_names_every_exit_code() {
     let help = run(&mut program(["run", "--help"])).expect(0).stdout;

@@ -205,6 +205,13 @@ impl Running {
         std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().count()
     }
 
+    /// Whether each of its threads is suspended.
+    pub(crate) fn is_suspended(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap().flatten();
+        let mut ids = tasks.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+        ids.all(is_suspended)
+    }
+
     /// Children that ended and were not waited for.
     pub(crate) fn zombies(&self) -> usize {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
