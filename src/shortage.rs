@@ -20,7 +20,9 @@ pub(crate) fn remedy(line: &str) -> Option<String> {
             "no program on this machine may open more files now: raise fs.file-max, or end some".to_owned(),
         );
     }
-    is(Errno::NOMEM).then(of_threads_or_memory)
+    // The same number means many a thing; of a process or thread to be started only this.
+    let starts_nothing = is(Errno::AGAIN) && line.contains("could not be started");
+    (is(Errno::NOMEM) || starts_nothing).then(of_threads_or_memory)
 }
 
 fn of_open_files() -> String {
@@ -94,6 +96,9 @@ mod tests {
         let told = remedy("out of memory: Cannot allocate memory (os error 12)").unwrap();
         assert!(told.contains("memory of") || told.contains("ulimit -u"), "{told}");
         assert!(address_space().is_none_or(|bytes| bytes > 1 << 20));
+        let lost = "all devices were lost: sim:0: worker could not be started: no (os error 11)";
+        assert!(remedy(lost).is_some());
+        assert_eq!(remedy("failed to lock `lock`: Resource temporarily unavailable (os error 11)"), None);
         assert_eq!(remedy("failed to keep `lock`: Permission denied (os error 13)"), None);
         assert_eq!(remedy("os error 240: (os error 240)"), None);
     }
