@@ -308,7 +308,7 @@ fn an_id_that_breaks_a_line_is_refused() {
     write_part(&part, &schema, &BTreeMap::new(), [row]).unwrap();
     for format in [ExportFormat::Npy, ExportFormat::Safetensors, ExportFormat::Tsv] {
         let error = export(std::slice::from_ref(&part), format, folder.path(), false, "m").unwrap_err();
-        assert!(error.to_string().starts_with("id \"a\\nb\" of record 7 does not fit"), "{error}");
+        assert!(error.to_string().starts_with("id `a\\nb` of record 7 does not fit"), "{error}");
         assert_eq!(names(folder.path()), ["part-00000.parquet"]);
     }
 }
