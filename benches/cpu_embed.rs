@@ -1,7 +1,7 @@
 //! Residues per second of the CPU engine.
 //!
 //! `cargo bench --bench cpu_embed -- MODEL FASTA [threads=2] [repeats=5] [budgets=512,1024,…]
-//! [precisions=fp32,bf16]`, where MODEL is a Hugging Face folder. One line per precision and token budget: the
+//! [precisions=fp32,bf16,int8]`, where MODEL is a Hugging Face folder. One line per precision and token budget: the
 //! best of the repeats, since other work on the machine only ever slows it. With one precision and one budget the
 //! last line is `{"compute_s": …}`, the time without loading.
 
@@ -42,7 +42,8 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
                     .map(|name| match name {
                         "fp32" => Ok(Precision::Fp32),
                         "bf16" => Ok(Precision::Bf16),
-                        _ => Err(format!("precision `{name}` is neither fp32 nor bf16")),
+                        "int8" => Ok(Precision::Int8),
+                        _ => Err(format!("precision `{name}` is none of fp32, bf16 and int8")),
                     })
                     .collect::<Result<_, _>>()?;
             }

@@ -404,17 +404,24 @@ fn same_address(one: &str, other: &str) -> bool {
 
 /// What the CPU engine computes in here.
 fn cpu_precisions() -> &'static str {
-    if kernels::cpu::bf16_instructions().is_some() { "fp32 and bf16" } else { "fp32" }
+    match (kernels::cpu::bf16_instructions(), kernels::cpu::int8_instructions()) {
+        (None, None) => "fp32",
+        (Some(_), None) => "fp32 and bf16",
+        (None, Some(_)) => "fp32 and int8",
+        (Some(_), Some(_)) => "fp32, bf16 and int8",
+    }
 }
 
 /// Whether a device computes in a precision; the one place that knows.
 fn computes(device: &Chosen, precision: Precision) -> bool {
     match device {
         Chosen::Cpu => kernels::cpu::check_precision(precision).is_ok(),
-        Chosen::Sim(_) | Chosen::Burn(_) => true,
+        Chosen::Sim(_) => true,
+        Chosen::Burn(_) => precision != Precision::Int8,
         // A worker finds out about a GPU whose driver does not tell, and refuses.
         Chosen::Gpu(gpu) => {
-            gpu.installed.identity.capability.is_none_or(|capability| capability.supports(precision))
+            let capability = gpu.installed.identity.capability;
+            precision != Precision::Int8 && capability.is_none_or(|capability| capability.supports(precision))
         }
     }
 }
@@ -448,6 +455,7 @@ pub(crate) fn precision(
         config::Precision::Fp32 => Some(Precision::Fp32),
         config::Precision::Bf16 => Some(Precision::Bf16),
         config::Precision::Fp16 => Some(Precision::Fp16),
+        config::Precision::Int8 => Some(Precision::Int8),
     };
     if let Some(precision) = explicit {
         let names = unable(precision);
@@ -457,7 +465,8 @@ pub(crate) fn precision(
         let name = identity::precision(precision);
         let text = format!("precision `{name}` cannot be used: {} cannot compute in it", names.join(", "));
         let hint = "set model.precision = \"auto\" or \"fp32\", or name other devices in devices.use \
-            (fp16 needs a GPU of compute capability 7.0 or later, bf16 8.0 or a CPU with AMX or AVX512_BF16)";
+            (fp16 needs a GPU of compute capability 7.0 or later, bf16 8.0 or a CPU with AMX or AVX512_BF16, \
+            int8 a CPU with AMX or AVX512_VNNI)";
         return Err(Failure::new(Exit::Usage, text).hint(hint));
     }
     if let Some(precision) = earlier {
@@ -725,5 +734,13 @@ mod tests {
         let with_cpu = precision(config::Precision::Bf16, &of(&[(9, 0)], true), None);
         assert_eq!(with_cpu.is_ok(), kernels::cpu::bf16_instructions().is_some());
         assert_eq!(precision(config::Precision::Fp16, &of(&[(7, 0)], false), None).unwrap(), Precision::Fp16);
+        // int8 is for CPUs, and never chosen by itself.
+        let on_gpu = precision(config::Precision::Int8, &of(&[(9, 0)], false), None).unwrap_err().line();
+        assert!(on_gpu.contains("precision `int8` cannot be used") && on_gpu.contains("9.0"), "{on_gpu}");
+        let with_cpu = precision(config::Precision::Int8, &of(&[], true), None);
+        assert_eq!(with_cpu.is_ok(), kernels::cpu::int8_instructions().is_some());
+        if with_cpu.is_ok() {
+            assert_eq!(auto(&of(&[], true), Some(Precision::Int8)).unwrap(), Precision::Int8);
+        }
     }
 }

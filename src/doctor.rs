@@ -20,6 +20,8 @@ struct Report {
     cpu_instructions: &'static str,
     /// What multiplies in bf16; null where bf16 is refused.
     cpu_bf16_instructions: Option<&'static str>,
+    /// What multiplies in int8; null where int8 is refused.
+    cpu_int8_instructions: Option<&'static str>,
     cpu_features: Vec<&'static str>,
     threads: Option<usize>,
     memory_bytes: Option<u64>,
@@ -74,6 +76,7 @@ fn examine(machine: Machine) -> Report {
         cpu_model: machine.cpu_model,
         cpu_instructions: machine.cpu_instructions,
         cpu_bf16_instructions: kernels::cpu::bf16_instructions(),
+        cpu_int8_instructions: kernels::cpu::int8_instructions(),
         cpu_features: machine.cpu_features,
         threads: machine.threads,
         memory_bytes: machine.memory_bytes,
@@ -140,11 +143,14 @@ fn describe(report: &Report) -> String {
     line(
         "cpu",
         format!(
-            "ready: fp32 with {}, {} (found: {})",
+            "ready: fp32 with {}, {}, {} (found: {})",
             report.cpu_instructions,
             report
                 .cpu_bf16_instructions
                 .map_or_else(|| "no bf16".to_owned(), |name| format!("bf16 with {name}")),
+            report
+                .cpu_int8_instructions
+                .map_or_else(|| "no int8".to_owned(), |name| format!("int8 with {name}")),
             report.cpu_features.join(", ")
         ),
     );

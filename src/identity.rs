@@ -94,5 +94,6 @@ pub(crate) fn precision(precision: Precision) -> &'static str {
         Precision::Fp32 => "fp32",
         Precision::Bf16 => "bf16",
         Precision::Fp16 => "fp16",
+        Precision::Int8 => "int8",
     }
 }

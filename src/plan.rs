@@ -134,15 +134,17 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
         config::Float::F16 => 2,
     };
     let config = model.config();
-    let number_bytes = match precision {
-        Precision::Fp32 => 4,
-        Precision::Fp16 | Precision::Bf16 => 2,
+    let (weight_bytes, activation_bytes) = match precision {
+        Precision::Fp32 => (4, 4),
+        Precision::Fp16 | Precision::Bf16 => (2, 2),
+        // What lies between the products is in bf16, or in f32 where the processor has no bf16.
+        Precision::Int8 => (1, if kernels::cpu::bf16_instructions().is_some() { 2 } else { 4 }),
     };
     Ok(Plan {
         memory: Memory {
-            worker_weights: config.map_or(0, |config| number_bytes * config.parameters()),
+            worker_weights: config.map_or(0, |config| weight_bytes * config.parameters()),
             worker_activations: config.map_or(0, |config| {
-                kernels::cpu::bytes_per_token(config) * batch_tokens_max / 4 * number_bytes
+                kernels::cpu::bytes_per_token(config) * batch_tokens_max / 4 * activation_bytes
             }),
             orchestrator_results: rows_open
                 * model.hidden as u64

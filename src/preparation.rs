@@ -151,7 +151,7 @@ pub(crate) fn compute(job: &Job, fresh: bool) -> Result<Compute, Failure> {
 fn earlier_precision(job: &Job) -> Option<Precision> {
     let manifest = Manifest::read(&ResultFolder(job.output.directory.clone())).ok()??;
     let name = manifest.identity.get("model.precision")?;
-    let all = [Precision::Fp32, Precision::Fp16, Precision::Bf16];
+    let all = [Precision::Fp32, Precision::Fp16, Precision::Bf16, Precision::Int8];
     all.into_iter().find(|&precision| crate::identity::precision(precision) == name)
 }
 

@@ -187,6 +187,8 @@ pub enum Precision {
     Bf16,
     /// float16.
     Fp16,
+    /// 8-bit integers, on CPUs; only by name.
+    Int8,
 }
 
 /// How to form batches.

@@ -158,6 +158,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Some(("limit", value)) => limit = value.parse()?,
             Some(("precision", "fp32")) => precision = Precision::Fp32,
             Some(("precision", "bf16")) => precision = Precision::Bf16,
+            Some(("precision", "int8")) => precision = Precision::Int8,
             _ => positional.push(PathBuf::from(argument)),
         }
     }

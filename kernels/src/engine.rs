@@ -32,6 +32,8 @@ pub enum Precision {
     Bf16,
     /// float16 products, 32-bit sums.
     Fp16,
+    /// Products of 8-bit integers, exact sums; a scale per output of a layer and per token.
+    Int8,
 }
 
 /// What a job asks of an engine besides the weights.

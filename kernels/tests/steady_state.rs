@@ -48,10 +48,10 @@ fn batch(lengths: &[usize]) -> Batch {
 }
 
 /// The fewest allocations and bytes of one of several batches, once the memory is there.
-fn per_batch(layer: usize, lengths: &[usize]) -> (usize, usize) {
+fn per_batch(precision: Precision, layer: usize, lengths: &[usize]) -> (usize, usize) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/golden/tiny");
     let model = Model::open(&ModelPath::Folder(folder)).unwrap();
-    let options = EngineOptions { layer, pooling: Pooling::Mean, precision: Precision::Fp32, threads: 2 };
+    let options = EngineOptions { layer, pooling: Pooling::Mean, precision, threads: 2 };
     let mut engine = CpuEngine::load(&model, options).unwrap();
     let (batch, progress) = (batch(lengths), Progress::default());
     // Threads take turns as they please: each must have had its share of the largest kind.
@@ -69,24 +69,33 @@ fn per_batch(layer: usize, lengths: &[usize]) -> (usize, usize) {
 /// Batches that threads share by sequences, and by operations.
 const BATCHES: [&[usize]; 2] = [&[150; 20], &[700]];
 
+/// What this machine computes in.
+fn precisions() -> impl Iterator<Item = Precision> {
+    let all = [Precision::Fp32, Precision::Bf16, Precision::Int8];
+    all.into_iter().filter(|&precision| kernels::cpu::check_precision(precision).is_ok())
+}
+
 #[test]
 fn no_layer_allocates() {
     let _alone = ALONE.lock().unwrap();
-    for lengths in BATCHES {
-        let [(few, _), (many, _)] = [1, 2].map(|layer| per_batch(layer, lengths));
+    for (precision, lengths) in precisions().flat_map(|one| BATCHES.map(|lengths| (one, lengths))) {
+        let [(few, _), (many, _)] = [1, 2].map(|layer| per_batch(precision, layer, lengths));
         // Queues of the thread pool take a new block now and then; one buffer per layer and share would be
         // more.
         let shares = lengths.iter().sum::<usize>() / 384 + 1;
-        assert!(many < few + shares.max(3), "{lengths:?}: {few} allocations with one layer, {many} with two");
+        assert!(
+            many < few + shares.max(3),
+            "{precision:?} {lengths:?}: {few} allocations with one layer, {many} with two"
+        );
     }
 }
 
 #[test]
 fn a_batch_allocates_little_beside_its_result() {
     let _alone = ALONE.lock().unwrap();
-    for lengths in BATCHES {
+    for (precision, lengths) in precisions().flat_map(|one| BATCHES.map(|lengths| (one, lengths))) {
         let tokens = lengths.iter().map(|length| length + 2).sum::<usize>();
-        let (calls, bytes) = per_batch(2, lengths);
-        assert!(bytes < 64 * tokens, "{lengths:?}: {bytes} bytes in {calls} allocations");
+        let (calls, bytes) = per_batch(precision, 2, lengths);
+        assert!(bytes < 64 * tokens, "{precision:?} {lengths:?}: {bytes} bytes in {calls} allocations");
     }
 }

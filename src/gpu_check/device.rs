@@ -113,7 +113,7 @@ impl Device {
     pub(super) fn supports(&self, precision: Precision) -> Result<(), String> {
         match (self, precision) {
             (Self::Cpu { .. }, Precision::Fp32) => Ok(()),
-            (Self::Cpu { .. }, Precision::Fp16 | Precision::Bf16) => {
+            (Self::Cpu { .. }, Precision::Fp16 | Precision::Bf16 | Precision::Int8) => {
                 Err("the CPU is checked in fp32 only".to_owned())
             }
             (Self::Cuda { gpu }, precision) => gpu.require(precision).map_err(|error| error.to_string()),

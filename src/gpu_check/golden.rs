@@ -35,6 +35,7 @@ fn alone_limits(precision: Precision) -> Limits {
         Precision::Fp32 => Limits { rel_l2: 1e-5, max_abs: 1e-4, min_cos: 0.999_999 },
         Precision::Fp16 => Limits { rel_l2: 1e-2, max_abs: 0.05, min_cos: 0.9999 },
         Precision::Bf16 => Limits { rel_l2: 0.03, max_abs: 0.2, min_cos: 0.9995 },
+        Precision::Int8 => Limits { rel_l2: 0.05, max_abs: 0.4, min_cos: 0.999 },
     }
 }
 
@@ -140,6 +141,7 @@ pub(super) fn precision_name(precision: Precision) -> &'static str {
         Precision::Fp32 => "fp32",
         Precision::Fp16 => "fp16",
         Precision::Bf16 => "bf16",
+        Precision::Int8 => "int8",
     }
 }
 

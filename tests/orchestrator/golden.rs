@@ -164,7 +164,7 @@ fn bf16_on_the_cpu_is_near_the_reference_or_refused() {
     let golden = Golden::read();
     let job = golden.job().set("model.precision", "bf16");
     if kernels::cpu::bf16_instructions().is_none() {
-        job.run_into("results").expect(2).says(["`bf16` cannot be used: `cpu` (fp32)", "hint: "]);
+        job.run_into("results").expect(2).says(["`bf16` cannot be used: `cpu` (fp32", "hint: "]);
         return;
     }
     let outcome = job.done_into("results");
@@ -175,6 +175,33 @@ fn bf16_on_the_cpu_is_near_the_reference_or_refused() {
         golden.assert_near("bf16", &embeddings[id], expected, id);
         assert_ne!(embeddings[id], exact[id], "{id} was computed in fp32");
     }
+}
+
+#[test]
+fn int8_on_the_cpu_is_near_the_reference_and_kept_or_refused() {
+    let mut golden = Golden::read();
+    golden.tolerances.insert("int8".to_owned(), Tolerance { rel_l2: 0.032, max_abs: 0.25, min_cos: 0.9995 });
+    let job = golden.job().set("model.precision", "int8");
+    if kernels::cpu::int8_instructions().is_none() {
+        job.run_into("results").expect(2).says(["`int8` cannot be used: `cpu` (fp32", "hint: "]);
+        return;
+    }
+    let outcome = job.done_into("results");
+    assert_eq!(outcome.run["identity"]["model.precision"], "int8");
+    let embeddings = outcome.by_id();
+    let mut others = vec!["fp32"];
+    others.extend(kernels::cpu::bf16_instructions().map(|_| "bf16"));
+    let others: Vec<_> =
+        others.iter().map(|name| golden.job().set("model.precision", name).done_into(name).by_id()).collect();
+    for (id, expected) in golden.variant("full") {
+        golden.assert_near("int8", &embeddings[id], expected, id);
+        for other in &others {
+            assert_ne!(embeddings[id], other[id], "{id} was not computed in int8");
+        }
+    }
+    // `auto` never chooses it, and goes on in it.
+    let again = job.set("model.precision", "auto").done_into("results");
+    assert_eq!(again.run["identity"]["model.precision"], "int8");
 }
 
 #[test]

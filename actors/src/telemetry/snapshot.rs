@@ -202,7 +202,7 @@ pub struct JobView {
     pub hidden: u32,
     /// Layers of the model.
     pub layers: u32,
-    /// Arithmetic: `fp32`, `fp16`, `bf16`.
+    /// Arithmetic: `fp32`, `fp16`, `bf16`, `int8`.
     pub precision: String,
     /// How residues are pooled: `mean`, `bos`, `max`, `none`.
     pub pooling: String,

@@ -7,8 +7,8 @@ use burn_cuda::{Cuda, CudaDevice};
 use cudarc::driver::result;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
-use super::BurnEngine;
 use super::product::Products;
+use super::{BurnEngine, NO_INT8};
 use crate::model::Model;
 use crate::{Engine, EngineError, EngineOptions, Precision};
 
@@ -69,6 +69,7 @@ pub fn load(model: &Model, options: EngineOptions, index: u16) -> Result<Box<dyn
         Precision::Fp32 => ("fp32", (5, 0)),
         Precision::Fp16 => ("fp16", (7, 0)),
         Precision::Bf16 => ("bf16", (8, 0)),
+        Precision::Int8 => return Err(EngineError::Model(NO_INT8.to_owned())),
     };
     if capability < least {
         return Err(missing(format!(

@@ -58,6 +58,10 @@ struct BurnEngine<B: Backend> {
     description: EngineDescription,
 }
 
+/// Why int8 is refused.
+const NO_INT8: &str = "the burn engine computes in fp32, fp16 or bf16, not in int8: set `precision = \"fp32\"`, or \
+                       name other devices";
+
 impl<B: Backend> BurnEngine<B> {
     /// `exact`: how this backend's matrix products are those of fp32.
     fn load(
@@ -71,6 +75,7 @@ impl<B: Backend> BurnEngine<B> {
             Precision::Fp32 => exact,
             Precision::Bf16 => Products::Bf16,
             Precision::Fp16 => Products::Fp16,
+            Precision::Int8 => return Err(EngineError::Model(NO_INT8.to_owned())),
         };
         let network = Network::load(model, options.layer, device)?;
         let config = model.config();

@@ -1,4 +1,4 @@
-//! The CPU engine: f32 with the best vector instructions found at run time, no padding.
+//! The CPU engine: f32, bfloat16 or 8-bit integers with the best instructions found at run time, no padding.
 //!
 //! Owns its threads. [`CpuOps`] implements the forward pass's operations; each splits the packed
 //! tokens into row blocks or sequences that threads take in turn. No result depends on the split.
@@ -7,6 +7,7 @@ mod attention;
 mod brain;
 mod buffer;
 mod elementary;
+mod integer;
 pub(crate) mod memory;
 mod norm;
 mod operations;
@@ -49,6 +50,7 @@ impl CpuEngine {
                 "cpu ({}, {threads} {})",
                 match precision {
                     Precision::Bf16 => bf16_instructions().unwrap_or_default(),
+                    Precision::Int8 => int8_instructions().unwrap_or_default(),
                     Precision::Fp32 | Precision::Fp16 => instructions(),
                 },
                 if threads == 1 { "thread" } else { "threads" }
@@ -97,8 +99,14 @@ pub fn check_precision(precision: Precision) -> Result<(), String> {
                 .to_owned())
         }
         Precision::Fp16 => {
-            Err("the CPU engine computes in fp32 or bf16, not in fp16: set `precision = \"fp32\"`, \
-             \"bf16\" or \"auto\""
+            Err("the CPU engine computes in fp32, bf16 or int8, not in fp16: set `precision = \"fp32\"`, \
+             \"bf16\", \"int8\" or \"auto\""
+                .to_owned())
+        }
+        Precision::Int8 if int8_instructions().is_some() => Ok(()),
+        Precision::Int8 => {
+            Err("this processor has neither AMX nor AVX512_VNNI, without which the CPU engine \
+             would be slower in int8 than in fp32: set `precision = \"fp32\"` or \"auto\""
                 .to_owned())
         }
     }
@@ -107,6 +115,11 @@ pub fn check_precision(precision: Precision) -> Result<(), String> {
 /// The instructions that the engine uses in bf16 on this machine; `None` where it refuses bf16.
 pub fn bf16_instructions() -> Option<&'static str> {
     brain::Kernel::detect().map(brain::Kernel::name)
+}
+
+/// The instructions that multiply in int8 on this machine; `None` where the engine refuses int8.
+pub fn int8_instructions() -> Option<&'static str> {
+    integer::Kernel::detect().map(integer::Kernel::name)
 }
 
 /// The vector instructions that the engine uses on this machine.

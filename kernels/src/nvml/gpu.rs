@@ -39,6 +39,8 @@ impl Capability {
             Precision::Fp32 => true,
             Precision::Fp16 => self.major >= 7,
             Precision::Bf16 => self.major >= 8,
+            // The GPU engine has no such products.
+            Precision::Int8 => false,
         }
     }
 }

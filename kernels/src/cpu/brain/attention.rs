@@ -143,7 +143,7 @@ impl Attend<'_> {
         let scores = &mut scratch.scores.as_mut_slice()[..TILE_ROWS * stride];
         let gathered = &mut scratch.gathered.as_mut_slice()[..value_panels * tile_sums];
         let block = &mut scratch.block.as_mut_slice()[..tile_sums];
-        let configured = Configured::new(kernel);
+        let configured = Configured::new(Some(kernel));
 
         for head in heads {
             let [queries_head, keys_head, values_head] = [0, 1, 2].map(|part| Head {

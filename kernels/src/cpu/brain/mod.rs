@@ -10,17 +10,17 @@
 //! code, for tests.
 
 mod attention;
-mod plain;
+pub(super) mod plain;
 mod product;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(super) mod x86;
 
 use std::ops::Range;
 
 pub(super) use attention::{Attend, Scratch, Target};
-pub(super) use product::{BrainLinear, Output};
+pub(super) use product::{BrainLinear, DEPTH_STEPS, Grid, Output};
 
 use super::norm::Norm;
 use super::rotary::Rotary;
@@ -28,12 +28,12 @@ use super::rotary::Rotary;
 /// Numbers of a line: what one step of a kernel takes from each row.
 pub(super) const STEP: usize = 32;
 /// Rows of an AMX tile.
-const GROUP: usize = 16;
+pub(super) const GROUP: usize = 16;
 /// Rows of a tile: two AMX tiles. Activations hold a multiple of this many rows.
 pub(super) const TILE_ROWS: usize = 2 * GROUP;
 /// Columns of a tile: two AMX tiles, or two vectors. Being a step too, a tile of one product's results is
 /// whole lines of the next one's input.
-const TILE_COLUMNS: usize = 32;
+pub(super) const TILE_COLUMNS: usize = 32;
 
 /// One cache line, 32 numbers in bfloat16: a row of an AMX tile. Loads that cross lines would take twice as long.
 ///
@@ -50,7 +50,7 @@ pub(super) fn lines(width: usize) -> usize {
 
 /// Where the line with `column` of `row` lies among rows of `steps` lines.
 #[inline(always)]
-fn line_of(row: usize, column: usize, steps: usize) -> usize {
+pub(super) fn line_of(row: usize, column: usize, steps: usize) -> usize {
     (row / GROUP * steps + column / STEP) * GROUP + row % GROUP
 }
 
@@ -360,24 +360,36 @@ impl Head<'_> {
     }
 }
 
-/// AMX tiles set up for this thread until dropped; for other kernels, nothing.
-struct Configured(Kernel);
+/// AMX tiles set up for this thread until dropped.
+pub(super) struct Configured {
+    #[cfg(target_arch = "x86_64")]
+    tiles: bool,
+}
 
 impl Configured {
-    fn new(kernel: Kernel) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if kernel == Kernel::Amx {
-            // SAFETY: made only where the system has granted AMX.
-            unsafe { x86::configure() };
+    /// `kernel` of `None`: one without tiles.
+    pub(super) fn new(kernel: Option<Kernel>) -> Self {
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = kernel;
+            Self {}
         }
-        Self(kernel)
+        #[cfg(target_arch = "x86_64")]
+        {
+            let tiles = kernel == Some(Kernel::Amx);
+            if tiles {
+                // SAFETY: made only where the system has granted AMX.
+                unsafe { x86::configure() };
+            }
+            Self { tiles }
+        }
     }
 }
 
 impl Drop for Configured {
     fn drop(&mut self) {
         #[cfg(target_arch = "x86_64")]
-        if self.0 == Kernel::Amx {
+        if self.tiles {
             // SAFETY: as in `new`. An idle thread whose tiles are in use costs the system on every switch.
             unsafe { x86::release() };
         }

@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::super::norm::Norm;
 use super::super::rotary::Rotary;
-use super::product::{Block, Output};
+use super::product::{Block, Grid, Output};
 use super::terms::{EXP2, LOGIT, LOGIT_LAST};
 use super::{GROUP, Head, Line, STEP, Softmax, TILE_COLUMNS, TILE_ROWS, line_of, lines, value_lines};
 
@@ -32,7 +32,7 @@ pub(super) fn exp2(x: f32) -> f32 {
 }
 
 /// See [`LOGIT`].
-pub(super) fn gelu(x: f32) -> f32 {
+pub(in crate::cpu) fn gelu(x: f32) -> f32 {
     x / (1.0 + exp2(x * polynomial(&LOGIT, (x * x).min(LOGIT_LAST))))
 }
 
@@ -78,11 +78,12 @@ pub(super) fn tile(
 }
 
 pub(super) fn multiply(block: Block<'_>, out: &mut Output<'_>) {
-    let Block { tiles, steps, weights, bias, outputs, gelu: with_gelu, .. } = block;
+    let Block { grid, bias, outputs, gelu: with_gelu, .. } = block;
+    let Grid { tiles, steps, weights, .. } = grid;
     let mut sums = [0.0; TILE_ROWS * TILE_COLUMNS];
     for (panel, weights) in weights.chunks_exact(steps * TILE_COLUMNS).enumerate() {
         for index in 0..tiles {
-            tile(block.groups(index, 0), weights, steps, TILE_COLUMNS, &mut sums, TILE_COLUMNS, false);
+            tile(grid.groups(index, 0), weights, steps, TILE_COLUMNS, &mut sums, TILE_COLUMNS, false);
             for (at, sum) in sums.iter().enumerate() {
                 let (row, column) =
                     (index * TILE_ROWS + at / TILE_COLUMNS, panel * TILE_COLUMNS + at % TILE_COLUMNS);

@@ -10,7 +10,7 @@ use crate::ops::Epilogue;
 /// Steps of one block of the inner dimension: its part of a panel of weights (80 kB) and the tile's rows (as
 /// much) pass from the second-level cache, which feeds the tiles fast enough; loading and storing the sums for
 /// every 16 steps instead cost 10 %.
-pub(super) const DEPTH_STEPS: usize = 40;
+pub(in crate::cpu) const DEPTH_STEPS: usize = 40;
 
 /// A linear layer's weights, rounded, in panels, and its bias in f32.
 pub(in crate::cpu) struct BrainLinear {
@@ -31,21 +31,29 @@ pub(in crate::cpu) enum Output<'a> {
     Residual(&'a mut [f32]),
 }
 
+/// The product of some rows with a layer's weights, whatever numbers the lines hold.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Grid<'a> {
+    /// [2 · tiles, steps, [`GROUP`]].
+    pub(in crate::cpu) x: &'a [Line],
+    /// Tiles of rows.
+    pub(in crate::cpu) tiles: usize,
+    /// Lines of a row of `x`.
+    pub(in crate::cpu) steps: usize,
+    /// Per panel, [steps, [`TILE_COLUMNS`]] lines.
+    pub(in crate::cpu) weights: &'a [Line],
+    /// Panels of weights.
+    pub(in crate::cpu) panels: usize,
+}
+
 /// The product of some rows with a layer.
 pub(super) struct Block<'a> {
-    /// [2 · tiles, steps, [`GROUP`]].
-    pub(super) x: &'a [Line],
-    /// Tiles of rows.
-    pub(super) tiles: usize,
-    /// Lines of a row of `x`.
-    pub(super) steps: usize,
-    /// Per panel, [steps, [`TILE_COLUMNS`]] lines.
-    pub(super) weights: &'a [Line],
+    pub(super) grid: Grid<'a>,
     /// [panels · [`TILE_COLUMNS`]].
     pub(super) bias: &'a [f32],
     pub(super) outputs: usize,
     pub(super) gelu: bool,
-    /// Sums of a tile, or of all tiles where the inner dimension takes several blocks.
+    /// As long as [`Grid::sums_len`] says.
     pub(super) sums: &'a mut [f32],
 }
 
@@ -105,8 +113,7 @@ impl BrainLinear {
         let steps = lines(self.inputs);
         let panels = self.outputs.div_ceil(TILE_COLUMNS);
         let tiles = x.len() / (steps * TILE_ROWS);
-        let kept = if steps > DEPTH_STEPS { tiles } else { 1 };
-        sums.grow(kept * TILE_ROWS * TILE_COLUMNS);
+        let grid = Grid { x, tiles, steps, weights: &self.values, panels };
         let room = match out {
             Output::Lines(out) => out.len() >= tiles * TILE_ROWS * panels,
             Output::Residual(out) => out.len() >= tiles * TILE_ROWS * self.outputs,
@@ -114,16 +121,13 @@ impl BrainLinear {
         assert!(room && x.len() == tiles * steps * TILE_ROWS);
         assert!(matches!(out, Output::Residual(_)) == (epilogue == Epilogue::Residual));
         let block = Block {
-            x,
-            tiles,
-            steps,
-            weights: &self.values,
+            grid,
             bias: self.bias.as_slice(),
             outputs: self.outputs,
             gelu: epilogue == Epilogue::Gelu,
-            sums: sums.as_mut_slice(),
+            sums: sums.at_least(grid.sums_len()),
         };
-        let configured = Configured::new(self.kernel);
+        let configured = Configured::new(Some(self.kernel));
         match self.kernel {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: made only where the processor has it; the tiles are set up; the lengths were asserted.
@@ -137,9 +141,15 @@ impl BrainLinear {
     }
 }
 
-impl Block<'_> {
+impl<'a> Grid<'a> {
+    /// Sums that are kept: those of a tile, or of all tiles where the inner dimension takes several blocks.
+    pub(in crate::cpu) fn sums_len(&self) -> usize {
+        let kept = if self.steps > DEPTH_STEPS { self.tiles } else { 1 };
+        kept * TILE_ROWS * TILE_COLUMNS
+    }
+
     /// The two groups of a tile's rows, at a step.
-    pub(super) fn groups(&self, tile: usize, step: usize) -> [&[Line]; 2] {
+    pub(in crate::cpu) fn groups(&self, tile: usize, step: usize) -> [&'a [Line]; 2] {
         [0, 1].map(|group| &self.x[((2 * tile + group) * self.steps + step) * GROUP..])
     }
 }

@@ -10,9 +10,15 @@ use std::sync::OnceLock;
 
 use super::super::norm::Norm;
 use super::super::rotary::Rotary;
-use super::product::{Block, DEPTH_STEPS, Output};
+use super::product::{Block, DEPTH_STEPS, Grid, Output};
 use super::terms::{EXP2, LOGIT, LOGIT_LAST};
 use super::{GROUP, Head, Line, STEP, Softmax, TILE_COLUMNS, TILE_ROWS, line_of, lines, value_lines};
+
+/// Whether AMX multiplies integers as well, where [`amx_is_granted`].
+pub(in crate::cpu) fn amx_has_integers() -> bool {
+    // CPUID 7: AMX-INT8 is bit 25 of EDX.
+    __cpuid_count(7, 0).edx & (1 << 25) != 0
+}
 
 /// Whether AMX is there and the system lets this process use it; asks for it the first time.
 pub(super) fn amx_is_granted() -> bool {
@@ -313,8 +319,7 @@ impl<'a> Ending<'a> {
             Output::Lines(out) => (out.as_mut_ptr().cast(), if block.gelu { GELU } else { BIAS }),
             Output::Residual(out) => (out.as_mut_ptr().cast(), RESIDUAL),
         };
-        let panels = block.outputs.div_ceil(TILE_COLUMNS);
-        (Self { bias: block.bias, out, outputs: block.outputs, panels }, kind)
+        (Self { bias: block.bias, out, outputs: block.outputs, panels: block.grid.panels }, kind)
     }
 
     /// Ends row `row` of tile `tile` and of panel `panel`, whose sums are at `sums`.
@@ -358,7 +363,7 @@ impl<'a> Ending<'a> {
 
 /// The lanes from `first` on that are below `count`.
 #[inline(always)]
-fn mask(count: usize, first: usize) -> __mmask16 {
+pub(in crate::cpu) fn mask(count: usize, first: usize) -> __mmask16 {
     ((1u32 << count.saturating_sub(first).min(16)) - 1) as __mmask16
 }
 
@@ -368,7 +373,7 @@ fn mask(count: usize, first: usize) -> __mmask16 {
 /// The processor must have the instructions; `out` must be writable.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
-unsafe fn store(out: *mut Line, left: __m512, right: __m512) {
+pub(in crate::cpu) unsafe fn store(out: *mut Line, left: __m512, right: __m512) {
     // SAFETY: by the caller's promise; both types are plain bits.
     unsafe {
         let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(right, left));
@@ -393,7 +398,7 @@ fn exp2(x: __m512) -> __m512 {
 /// See [`LOGIT`].
 #[target_feature(enable = "avx512f,avx512dq")]
 #[inline]
-fn gelu(x: __m512) -> __m512 {
+pub(in crate::cpu) fn gelu(x: __m512) -> __m512 {
     let square = _mm512_min_ps(_mm512_set1_ps(LOGIT_LAST), _mm512_mul_ps(x, x));
     let mut sum = _mm512_set1_ps(LOGIT[5]);
     for term in [LOGIT[4], LOGIT[3], LOGIT[2], LOGIT[1], LOGIT[0]] {
@@ -425,8 +430,32 @@ pub(super) unsafe fn amx_multiply(block: Block<'_>, out: &mut Output<'_>) {
 /// As of [`amx_multiply`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn amx_multiply_then<const KIND: u8>(block: Block<'_>, ending: Ending<'_>) {
-    let Block { tiles, steps, .. } = block;
-    let sums = block.sums.as_mut_ptr();
+    // SAFETY: by the caller's promise.
+    unsafe {
+        amx_passes(
+            block.grid,
+            block.sums,
+            |upper, lower, panel| amx_step(upper, lower, panel),
+            |panel, tile, row, sums| ending.row::<KIND>(panel, tile, row, sums),
+        );
+    }
+}
+
+/// Passes the panels of weights over the tiles: `step` adds to tmm0 to tmm3 what two groups of rows and one step
+/// of a panel come to, `end` ends a row of a tile: its panel, the tile, the row, its sums.
+///
+/// # Safety
+/// Tiles must be set up by [`configure`]; the grid's lengths must be as it says, and `sums` as long.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[inline]
+pub(in crate::cpu) unsafe fn amx_passes(
+    grid: Grid<'_>,
+    sums: &mut [f32],
+    step_of: impl Fn(*const Line, *const Line, *const Line),
+    end: impl Fn(usize, usize, usize, *const f32),
+) {
+    let Grid { tiles, steps, .. } = grid;
+    let sums = sums.as_mut_ptr();
     let blocks = steps.div_ceil(DEPTH_STEPS);
     /// A tile whose sums are complete.
     #[derive(Clone, Copy)]
@@ -436,14 +465,14 @@ unsafe fn amx_multiply_then<const KIND: u8>(block: Block<'_>, ending: Ending<'_>
         sums: *const f32,
     }
     let mut done: Option<Done> = None;
-    for panel in 0..ending.panels {
-        let weights = block.weights.as_ptr().wrapping_add(panel * steps * TILE_COLUMNS);
+    for panel in 0..grid.panels {
+        let weights = grid.weights.as_ptr().wrapping_add(panel * steps * TILE_COLUMNS);
         for first in (0..steps).step_by(DEPTH_STEPS) {
             let count = DEPTH_STEPS.min(steps - first);
             let last = first + count == steps;
             let rows_per_step = TILE_ROWS.div_ceil(count);
             for tile in 0..tiles {
-                // SAFETY: by the caller's promise: all of this lies within the block.
+                // SAFETY: by the caller's promise: all of this lies within the grid.
                 unsafe {
                     let slot = if blocks == 1 { 0 } else { tile };
                     let sums = sums.add(slot * TILE_ROWS * TILE_COLUMNS);
@@ -452,19 +481,18 @@ unsafe fn amx_multiply_then<const KIND: u8>(block: Block<'_>, ending: Ending<'_>
                     } else {
                         amx_load(sums);
                     }
-                    let [upper, lower] = block.groups(tile, first).map(<[Line]>::as_ptr);
+                    let [upper, lower] = grid.groups(tile, first).map(<[Line]>::as_ptr);
                     let mut row = 0;
                     for step in 0..count {
-                        amx_step(
+                        step_of(
                             upper.add(step * GROUP),
                             lower.add(step * GROUP),
                             weights.add((first + step) * TILE_COLUMNS),
                         );
                         if let Some(done) = done {
-                            let end = TILE_ROWS.min(row + rows_per_step);
-                            while row < end {
-                                let sums = done.sums.add(row * TILE_COLUMNS);
-                                ending.row::<KIND>(done.panel, done.tile, row, sums);
+                            let until = TILE_ROWS.min(row + rows_per_step);
+                            while row < until {
+                                end(done.panel, done.tile, row, done.sums.add(row * TILE_COLUMNS));
                                 row += 1;
                             }
                         }
@@ -478,9 +506,7 @@ unsafe fn amx_multiply_then<const KIND: u8>(block: Block<'_>, ending: Ending<'_>
     if let Some(done) = done {
         for row in 0..TILE_ROWS {
             // SAFETY: as above.
-            unsafe {
-                ending.row::<KIND>(done.panel, done.tile, row, done.sums.add(row * TILE_COLUMNS));
-            }
+            unsafe { end(done.panel, done.tile, row, done.sums.add(row * TILE_COLUMNS)) };
         }
     }
 }
@@ -492,17 +518,18 @@ unsafe fn amx_multiply_then<const KIND: u8>(block: Block<'_>, ending: Ending<'_>
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 pub(super) unsafe fn dot_multiply(block: Block<'_>, out: &mut Output<'_>) {
     let (ending, kind) = Ending::new(&block, out);
-    let Block { tiles, steps, .. } = block;
+    let grid = block.grid;
+    let Grid { tiles, steps, .. } = grid;
     let kept = steps > DEPTH_STEPS;
     let sums = block.sums.as_mut_ptr();
     for panel in 0..ending.panels {
         for first in (0..steps).step_by(DEPTH_STEPS) {
             let count = DEPTH_STEPS.min(steps - first);
             for tile in 0..tiles {
-                let [upper, lower] = block.groups(tile, first).map(<[Line]>::as_ptr);
+                let [upper, lower] = grid.groups(tile, first).map(<[Line]>::as_ptr);
                 // SAFETY: by the caller's promise: all of this lies within the block.
                 unsafe {
-                    let weights = block.weights.as_ptr().add((panel * steps + first) * TILE_COLUMNS);
+                    let weights = grid.weights.as_ptr().add((panel * steps + first) * TILE_COLUMNS);
                     let slot = if kept { tile } else { 0 };
                     let sums = sums.add(slot * TILE_ROWS * TILE_COLUMNS);
                     dot_tile::<2>(upper, lower, weights, count, sums, TILE_COLUMNS, first > 0);

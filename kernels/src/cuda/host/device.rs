@@ -116,23 +116,28 @@ impl Gpu {
     /// Refuses a precision that this GPU cannot compute in.
     ///
     /// # Errors
-    /// If it is too old for it.
+    /// If it is too old for it, or no GPU computes in it.
     pub fn require(&self, precision: Precision) -> Result<(), CudaError> {
         if self.capability.supports(precision) {
             return Ok(());
         }
-        let (what, least) = match precision {
-            Precision::Fp32 => ("fp32", "5.0"),
-            Precision::Fp16 => ("fp16", "7.0"),
-            Precision::Bf16 => ("bf16", "8.0"),
-        };
-        Err(CudaError::Unsupported {
-            gpu: self.names.name.clone(),
-            reason: format!(
+        let old = |what: &str, least: &str| {
+            format!(
                 "has compute capability {}, but {what} needs {least} or later: set model.precision to another one",
                 self.capability
-            ),
-        })
+            )
+        };
+        let reason = match precision {
+            Precision::Fp32 => old("fp32", "5.0"),
+            Precision::Fp16 => old("fp16", "7.0"),
+            Precision::Bf16 => old("bf16", "8.0"),
+            Precision::Int8 => {
+                "is not used in int8, which the CPU engine computes in: set model.precision to fp32, \
+                                fp16, bf16 or auto"
+                    .to_owned()
+            }
+        };
+        Err(CudaError::Unsupported { gpu: self.names.name.clone(), reason })
     }
 }
 

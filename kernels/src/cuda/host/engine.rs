@@ -71,6 +71,7 @@ impl CudaEngine {
         let config = model.config();
         let numbers = Numbers::of(options.precision);
         let at_load = CudaError::into_load_error;
+        gpu.require(options.precision).map_err(at_load)?;
         if !ROTARY_HEAD_WIDTHS.contains(&config.head_width()) {
             return Err(EngineError::Model(format!(
                 "model `{}` has heads {} wide, and the CUDA engine computes attention for widths of {:?}: use the CPU \
@@ -423,6 +424,7 @@ fn name(precision: Precision) -> &'static str {
         Precision::Fp32 => "fp32",
         Precision::Fp16 => "fp16",
         Precision::Bf16 => "bf16",
+        Precision::Int8 => "int8",
     }
 }
 

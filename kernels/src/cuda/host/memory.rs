@@ -37,7 +37,8 @@ impl Numbers {
     /// The types for `precision`.
     pub fn of(precision: Precision) -> Self {
         match precision {
-            Precision::Fp32 => Self { inside: Number::F32, residual: Number::F32 },
+            // In int8 no GPU computes: `Gpu::require` refuses it before anything is loaded.
+            Precision::Fp32 | Precision::Int8 => Self { inside: Number::F32, residual: Number::F32 },
             Precision::Fp16 => Self { inside: Number::F16, residual: Number::F16 },
             Precision::Bf16 => Self { inside: Number::Bf16, residual: Number::F32 },
         }
