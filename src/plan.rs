@@ -134,15 +134,18 @@ fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, 
         config::Float::F16 => 2,
     };
     let config = model.config();
-    let (weight_bytes, activation_bytes) = match precision {
-        Precision::Fp32 => (4, 4),
-        Precision::Fp16 | Precision::Bf16 => (2, 2),
-        // What lies between the products is in bf16, or in f32 where the processor has no bf16.
-        Precision::Int8 => (1, if kernels::cpu::bf16_instructions().is_some() { 2 } else { 4 }),
+    // Quarters of a byte per weight, and bytes per number of an activation.
+    let (weight_quarters, activation_bytes) = match precision {
+        Precision::Fp32 => (16, 4),
+        Precision::Fp16 | Precision::Bf16 => (8, 2),
+        // Where the processor has bf16, activations and queries', keys' and values' weights, a quarter of all, are
+        // in that.
+        Precision::Int8 if kernels::cpu::bf16_instructions().is_some() => (5, 2),
+        Precision::Int8 => (4, 4),
     };
     Ok(Plan {
         memory: Memory {
-            worker_weights: config.map_or(0, |config| weight_bytes * config.parameters()),
+            worker_weights: config.map_or(0, |config| weight_quarters * config.parameters() / 4),
             worker_activations: config.map_or(0, |config| {
                 kernels::cpu::bytes_per_token(config) * batch_tokens_max / 4 * activation_bytes
             }),

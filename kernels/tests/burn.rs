@@ -232,6 +232,15 @@ fn a_long_protein_runs_in_blocks_and_every_layer_shows_progress() {
     assert_eq!(engine.description().weights_bytes, 4 * model.config().parameters());
 }
 
+#[test]
+fn int8_is_refused() {
+    let options = EngineOptions { layer: 0, pooling: Pooling::Mean, precision: Precision::Int8, threads: 1 };
+    let Err(EngineError::Model(why)) = kernels::burn::load_cpu(&tiny().model(), options) else {
+        panic!("accepted")
+    };
+    assert!(why.contains("not in int8") && why.contains("precision = \"fp32\""), "{why}");
+}
+
 /// On the first GPU; fp32 there is made of TF32 parts, see `docs/adr/0010-burn-engine.md`.
 #[cfg(feature = "burn-cuda")]
 #[test]

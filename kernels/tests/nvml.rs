@@ -231,6 +231,7 @@ fn precisions_follow_the_generation() {
     assert_eq!(supported(7, 5), [true, true, false]);
     assert_eq!(supported(8, 0), [true; 3]);
     assert_eq!(supported(9, 0), [true; 3]);
+    assert!(!Capability { major: 12, minor: 0 }.supports(Precision::Int8), "the GPU engine has no int8");
 }
 
 #[test]
