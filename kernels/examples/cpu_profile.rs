@@ -1,4 +1,4 @@
-//! Time of each class of operations of the CPU engine, and its speed.
+//! Time of loading and of each class of operations of the CPU engine, and its speed.
 //!
 //! `cargo run -p kernels --example cpu_profile -- MODEL FASTA [threads=1] [repeats=5] [tokens=2048]
 //! [precision=bf16] [limit=64]`, where MODEL is a Hugging Face folder. The dev profile optimises `kernels`, so no
@@ -172,12 +172,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .filter(|residues| !residues.is_empty())
         .take(limit)
         .collect();
+    let (clock, start) = (std::time::Instant::now(), cpu_seconds());
     let model = Model::open(&ModelPath::Folder(model.clone()))?;
     let config = model.config().clone();
     let ops = CpuOps::new(config.head_width(), threads, precision)?;
     let timed = Timed { ops, calls: Vec::new(), next: 0, products: 0 };
     let options = EngineOptions { layer: config.layers, pooling: Pooling::Mean, precision, threads };
     let mut encoder = Encoder::load(timed, &model, options)?;
+    println!(
+        "loaded in {:.2} s, {:.2} s of CPU time, on {threads} threads",
+        clock.elapsed().as_secs_f64(),
+        cpu_seconds() - start
+    );
     let mut batches = vec![Batch::default()];
     for (ordinal, residues) in (0..).zip(&sequences) {
         if batches

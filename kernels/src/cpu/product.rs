@@ -98,17 +98,25 @@ pub(super) struct Left<'a> {
     pub(super) step_stride: usize,
 }
 
+/// What a tile prefetches.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// The first line.
+    place: *const f32,
+    /// How far it goes on every [`UNROLLED`] steps, at most a line.
+    pace: usize,
+}
+
 /// Computes a tile: `ROWS` (at most 16) rows of `left` times one panel, over `depth`.
 ///
-/// `panel`: [depth, VECTORS · lanes]. `ahead`: from where on one cache line per [`UNROLLED`] steps is
-/// prefetched.
+/// `panel`: [depth, VECTORS · lanes].
 #[inline(always)]
 pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     left: Left<'_>,
     depth: usize,
     panel: &[f32],
-    ahead: Option<*const f32>,
+    ahead: Option<Ahead>,
 ) -> [[S::f32s; VECTORS]; ROWS] {
     let Left { values, row_stride, step_stride } = left;
     assert!(ROWS <= 4 * BASE_ROWS && depth > 0);
@@ -133,9 +141,9 @@ pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
                 }
             }
         }
-        if let Some(place) = &mut ahead {
+        if let Some(Ahead { place, pace }) = &mut ahead {
             prefetch(*place);
-            *place = place.wrapping_add(LINE);
+            *place = place.wrapping_add(*pace);
         }
         bases = bases.map(|base| base.wrapping_add(UNROLLED * step_stride));
     }
@@ -303,9 +311,13 @@ impl Panel<'_> {
         let Self { x, inputs, depth, weights, biases, column, add, ending } = self;
         let width = (VECTORS * S::F32_LANES).min(outputs - column);
         let (biases, _) = S::as_simd_f32s(biases);
-        // The next panel, or block, follows in memory; each tile asks for its share of it.
+        // The next panel, or block, follows in memory; each tile asks for its share of it, no faster than it has
+        // to: lines on their way from memory take up the buffers through which this panel comes.
         let next = weights.as_ptr_range().end;
-        let share = depth / UNROLLED * LINE;
+        let strides = depth / UNROLLED;
+        let tiles = out.len() / (ROWS * outputs);
+        let pace = weights.len().div_ceil((tiles * strides).max(1)).min(LINE);
+        let share = strides * pace;
         for (index, rows) in out.chunks_exact_mut(ROWS * outputs).enumerate() {
             for row in rows.chunks_exact(outputs) {
                 let row = row[column..].as_ptr();
@@ -313,9 +325,9 @@ impl Panel<'_> {
                     prefetch_to_write(row.wrapping_add(place));
                 }
             }
-            let ahead = if index * share < weights.len() { next.wrapping_add(index * share) } else { next };
+            let place = if index * share < weights.len() { next.wrapping_add(index * share) } else { next };
             let left = Left { values: &x[index * ROWS * inputs..], row_stride: inputs, step_stride: 1 };
-            let sums = tile::<S, ROWS, VECTORS>(simd, left, depth, weights, Some(ahead));
+            let sums = tile::<S, ROWS, VECTORS>(simd, left, depth, weights, Some(Ahead { place, pace }));
             for (row, sums) in rows.chunks_exact_mut(outputs).zip(sums) {
                 let (whole, tail) = S::as_mut_simd_f32s(&mut row[column..column + width]);
                 for (target, (sum, bias)) in whole.iter_mut().zip(sums.into_iter().zip(biases)) {

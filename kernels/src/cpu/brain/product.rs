@@ -1,11 +1,14 @@
 //! Linear layers in bfloat16.
 
-use bytemuck::Zeroable;
 use half::bf16;
+use rayon::prelude::*;
 
 use super::super::buffer::Buffer;
 use super::{Configured, GROUP, Kernel, Line, STEP, TILE_COLUMNS, TILE_ROWS, lines, plain};
-use crate::ops::Epilogue;
+use crate::ops::{Epilogue, LinearRows};
+
+/// Inputs of a row of weights that are packed at once: whole lines.
+const PACKED_STEPS: usize = 2 * STEP;
 
 /// Steps of one block of the inner dimension: its part of a panel of weights (80 kB) and the tile's rows (as
 /// much) pass from the second-level cache, which feeds the tiles fast enough; loading and storing the sums for
@@ -18,7 +21,7 @@ pub(in crate::cpu) struct BrainLinear {
     inputs: usize,
     outputs: usize,
     /// Per panel: [inputs / 2, [`TILE_COLUMNS`], 2]; inputs and columns beyond the layer's are zero.
-    values: Vec<Line>,
+    values: Buffer,
     /// [outputs], then zeros to a whole panel.
     bias: Buffer,
 }
@@ -58,33 +61,41 @@ pub(super) struct Block<'a> {
 }
 
 impl BrainLinear {
-    /// Packs rows of weights ([outputs, inputs] each, stacked); `None` when memory is short.
-    pub(in crate::cpu) fn pack(
-        kernel: Kernel,
-        parts: &[(Vec<f32>, Vec<f32>)],
-        inputs: usize,
-    ) -> Option<Self> {
-        let outputs: usize = parts.iter().map(|(_, bias)| bias.len()).sum();
-        let panels = outputs.div_ceil(TILE_COLUMNS);
-        let columns = panels * TILE_COLUMNS;
-        let depth = lines(inputs) * STEP;
-        let mut values = Vec::new();
-        values.try_reserve_exact(columns * lines(inputs)).ok()?;
-        values.resize(columns * lines(inputs), Line::zeroed());
-        let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut values);
+    /// Packs rows of weights ([outputs, inputs] each, stacked), on all threads of the pool it is called in;
+    /// `None` when memory is short.
+    pub(in crate::cpu) fn pack(kernel: Kernel, parts: &[LinearRows<'_>], inputs: usize) -> Option<Self> {
+        let outputs: usize = parts.iter().map(|part| part.bias.len()).sum();
+        let columns = outputs.next_multiple_of(TILE_COLUMNS);
+        let panel = lines(inputs) * TILE_COLUMNS;
+        let mut values = Buffer::zeroed(columns * lines(inputs) * (size_of::<Line>() / size_of::<f32>()))?;
         let mut bias = Buffer::zeroed(columns)?;
-        let mut column = 0;
-        for (weight, part_bias) in parts {
-            bias.as_mut_slice()[column..column + part_bias.len()].copy_from_slice(part_bias);
-            for row in weight.chunks_exact(inputs) {
-                let first = column / TILE_COLUMNS * depth * TILE_COLUMNS;
-                for (inner, value) in row.iter().enumerate() {
-                    let at = first + (inner / 2 * TILE_COLUMNS + column % TILE_COLUMNS) * 2 + inner % 2;
-                    packed[at] = bf16::from_f32(*value).to_bits();
-                }
-                column += 1;
-            }
+        let mut rows = Vec::new();
+        rows.try_reserve_exact(outputs).ok()?;
+        for part in parts {
+            let first = rows.len();
+            part.bias.read(0, &mut bias.as_mut_slice()[first..][..part.bias.len()]);
+            rows.extend((0..part.bias.len()).map(|row| (&part.weight, row * inputs)));
         }
+        let packed: &mut [Line] = bytemuck::cast_slice_mut(values.as_mut_slice());
+        packed.par_chunks_mut(panel).zip(rows.par_chunks(TILE_COLUMNS)).for_each(|(packed, rows)| {
+            let pairs: &mut [[u16; 2]] = bytemuck::cast_slice_mut(packed);
+            // A few lines of each row at a time: both sides stay in the first-level cache.
+            let mut numbers = [0.0; PACKED_STEPS];
+            for (index, pairs) in pairs.chunks_mut(PACKED_STEPS / 2 * TILE_COLUMNS).enumerate() {
+                let first = index * PACKED_STEPS;
+                let numbers = &mut numbers[..PACKED_STEPS.min(inputs - first)];
+                for (column, (weight, row)) in rows.iter().enumerate() {
+                    weight.read(row + first, numbers);
+                    for (pair, numbers) in
+                        pairs[column..].iter_mut().step_by(TILE_COLUMNS).zip(numbers.chunks(2))
+                    {
+                        for (target, number) in pair.iter_mut().zip(numbers) {
+                            *target = bf16::from_f32(*number).to_bits();
+                        }
+                    }
+                }
+            }
+        });
         Some(Self { kernel, inputs, outputs, values, bias })
     }
 
@@ -97,7 +108,7 @@ impl BrainLinear {
     }
 
     pub(in crate::cpu) fn bytes(&self) -> u64 {
-        (size_of_val(self.values.as_slice()) + 4 * self.bias.as_slice().len()) as u64
+        4 * (self.values.as_slice().len() + self.bias.as_slice().len()) as u64
     }
 
     /// Applies the layer to `x` [rows, inputs], `rows` a multiple of [`TILE_ROWS`].
@@ -113,7 +124,7 @@ impl BrainLinear {
         let steps = lines(self.inputs);
         let panels = self.outputs.div_ceil(TILE_COLUMNS);
         let tiles = x.len() / (steps * TILE_ROWS);
-        let grid = Grid { x, tiles, steps, weights: &self.values, panels };
+        let grid = Grid { x, tiles, steps, weights: bytemuck::cast_slice(self.values.as_slice()), panels };
         let room = match out {
             Output::Lines(out) => out.len() >= tiles * TILE_ROWS * panels,
             Output::Residual(out) => out.len() >= tiles * TILE_ROWS * self.outputs,

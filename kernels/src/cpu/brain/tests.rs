@@ -3,7 +3,8 @@ use half::bf16;
 
 use super::super::buffer::Buffer;
 use super::*;
-use crate::ops::Epilogue;
+use crate::model::{StoredType, Tensor};
+use crate::ops::{Epilogue, LinearRows};
 
 /// The plain twin and whatever this machine has.
 fn kernels() -> Vec<Kernel> {
@@ -46,6 +47,19 @@ fn gelu(x: f64) -> f64 {
     0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2)
 }
 
+/// Packs weights and biases.
+fn pack(kernel: Kernel, parts: &[(Vec<f32>, Vec<f32>)], inputs: usize) -> Option<BrainLinear> {
+    let tensor = |values: &[f32]| Tensor {
+        stored: StoredType::F32,
+        shape: &[],
+        bytes: values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    };
+    let rows =
+        |(weight, bias): &(Vec<f32>, Vec<f32>)| LinearRows { weight: tensor(weight), bias: tensor(bias) };
+    let parts: Vec<_> = parts.iter().map(rows).collect();
+    BrainLinear::pack(kernel, &parts, inputs)
+}
+
 /// Applies a layer to rows of numbers; what was not written keeps its 7.
 fn apply(linear: &BrainLinear, x: &[f32], epilogue: Epilogue, outputs: usize) -> Vec<f32> {
     let x = to_lines(x, linear.inputs());
@@ -79,7 +93,7 @@ fn every_kernel_multiplies_what_was_rounded() {
         let [x64, weight64] =
             [&x, &weight].map(|x| x.iter().map(|x| f64::from(rounded(*x))).collect::<Vec<_>>());
         for kernel in kernels() {
-            let linear = BrainLinear::pack(kernel, &parts, inputs).unwrap();
+            let linear = pack(kernel, &parts, inputs).unwrap();
             for epilogue in [Epilogue::Bias, Epilogue::Gelu, Epilogue::Residual] {
                 let out = apply(&linear, &x, epilogue, outputs);
                 for row in 0..rows {
@@ -112,7 +126,7 @@ fn columns_beyond_the_layer_are_zero() {
     let parts = [(numbers(40 * 50, 2), numbers(40, 3))];
     let x = to_lines(&numbers(32 * 50, 1), 50);
     for kernel in kernels() {
-        let linear = BrainLinear::pack(kernel, &parts, 50).unwrap();
+        let linear = pack(kernel, &parts, 50).unwrap();
         for epilogue in [Epilogue::Bias, Epilogue::Gelu] {
             let mut out = vec![Line([0x4040; STEP]); 32 * 2];
             linear.apply(&x, epilogue, &mut Buffer::default(), &mut Output::Lines(&mut out));
@@ -129,7 +143,7 @@ fn gelu_is_within_a_quarter_of_a_unit() {
     let x: Vec<f32> = (-8_000..=8_000).map(|i| i as f32 * 1e-3).chain([-1e4, -30.0, 30.0, 1e4]).collect();
     let parts = [(vec![0.0; x.len()], x.clone())];
     for kernel in kernels() {
-        let linear = BrainLinear::pack(kernel, &parts, 1).unwrap();
+        let linear = pack(kernel, &parts, 1).unwrap();
         let out = apply(&linear, &[1.0], Epilogue::Gelu, x.len());
         for (&x, &y) in x.iter().zip(&out) {
             let exact = gelu(f64::from(x));
@@ -140,7 +154,7 @@ fn gelu_is_within_a_quarter_of_a_unit() {
             );
         }
         for x in [f32::NAN, f32::INFINITY] {
-            let linear = BrainLinear::pack(kernel, &[(vec![0.0], vec![x])], 1).unwrap();
+            let linear = pack(kernel, &[(vec![0.0], vec![x])], 1).unwrap();
             assert!(!apply(&linear, &[1.0], Epilogue::Gelu, 1)[0].is_finite(), "{kernel:?} {x}");
         }
     }
@@ -152,7 +166,7 @@ fn a_row_does_not_depend_on_its_neighbours() {
     let x = numbers(70 * inputs, 5);
     let parts = [(numbers(outputs * inputs, 2), numbers(outputs, 3))];
     for kernel in kernels() {
-        let linear = BrainLinear::pack(kernel, &parts, inputs).unwrap();
+        let linear = pack(kernel, &parts, inputs).unwrap();
         let apply = |x: &[f32]| apply(&linear, x, Epilogue::Bias, outputs);
         let all = apply(&x);
         let mut poisoned = x.clone();
