@@ -325,7 +325,7 @@ fn what_the_engine_cannot_do_is_said_at_load() {
     let model = open(&tiny()).unwrap();
     let options = EngineOptions { layer: 2, pooling: Pooling::Mean, precision: Precision::Fp32, threads: 1 };
     for (options, expected) in [
-        (EngineOptions { precision: Precision::Fp16, ..options.clone() }, "fp32 or bf16, not in fp16"),
+        (EngineOptions { precision: Precision::Fp16, ..options.clone() }, "fp32, bf16 or int8, not in fp16"),
         (EngineOptions { layer: 3, ..options }, "layers 0 to 2"),
     ] {
         let Err(EngineError::Model(error)) = CpuEngine::load(&model, options).map(drop) else {
