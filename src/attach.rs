@@ -14,6 +14,7 @@ use crate::cli::StatusArguments;
 use crate::control::{self, Answer, Request};
 use crate::failure::{Exit, Failure};
 use crate::progress::{duration, grouped};
+use crate::result_folder;
 
 /// How long a running job may take to take a request.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -204,7 +205,17 @@ pub(crate) fn no_job(folder: &Path) -> Failure {
 
 /// Puts a request to the job that runs in a folder; `None` if none does.
 pub(crate) fn open(folder: &ResultFolder, request: &Request) -> Result<Option<UnixStream>, Failure> {
-    let Ok(mut stream) = control::connect(folder) else { return Ok(None) };
+    let mut stream = match control::connect(folder) {
+        Ok(stream) => stream,
+        // What a killed run left behind is closed to others as well.
+        Err(error)
+            if error.kind() == std::io::ErrorKind::PermissionDenied
+                && result_folder::owner_lives(folder) != Some(false) =>
+        {
+            return Err(of_another_user(folder));
+        }
+        Err(_) => return Ok(None),
+    };
     let mut line = serde_json::to_string(request).map_err(|error| Failure::because(Exit::Failed, &error))?;
     line.push('\n');
     stream
@@ -214,12 +225,20 @@ pub(crate) fn open(folder: &ResultFolder, request: &Request) -> Result<Option<Un
     Ok(Some(stream))
 }
 
+fn of_another_user(folder: &ResultFolder) -> Failure {
+    let who = result_folder::owner(folder)
+        .map_or(String::new(), |(process, host)| format!(" (process {process} on {host})"));
+    let text =
+        format!("the job in `{}`{who} belongs to another user, whom alone it answers", folder.0.display());
+    Failure::new(Exit::Failed, text).hint("ask as that user; run.log and run.json tell how far it was")
+}
+
 fn does_not_answer(folder: &ResultFolder, error: &std::io::Error) -> Failure {
     let folder_name = folder.0.display();
     if !is_timeout(error) {
         return Failure::new(Exit::Failed, format!("the job in `{folder_name}` does not answer: {error}"));
     }
-    let (who, go_on) = match crate::result_folder::owner(folder) {
+    let (who, go_on) = match result_folder::owner(folder) {
         Some((process, host)) => {
             (format!(" (process {process} on {host})"), format!("`kill -CONT {process}`"))
         }

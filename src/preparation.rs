@@ -262,7 +262,8 @@ pub(crate) fn sources(job: &Job, kept: &Path, fresh: bool) -> Result<Vec<Source>
 
 /// Keeps standard input at `kept`, without ever losing what an earlier run kept there.
 ///
-/// Nothing piped in (a terminal, `</dev/null` of a batch job) means: the input is what was kept. Other
+/// Nothing piped in (a terminal, `</dev/null` of a batch job) means: the input is what was kept; an earlier run that was
+/// stopped before all had arrived kept nothing. Other
 /// content stays beside it; the run is then refused as another job, unless `fresh`.
 fn keep_stdin(kept: &Path, fresh: bool) -> Result<Source, InputError> {
     use std::io::IsTerminal;
@@ -271,10 +272,17 @@ fn keep_stdin(kept: &Path, fresh: bool) -> Result<Source, InputError> {
         return Ok(Source::spooled_stdin(kept));
     }
     let arriving = kept.with_file_name("stdin-new.fasta");
+    let partial = kept.with_file_name("stdin-new.fasta.partial");
+    let was_cut_short = partial.is_file();
     let arrived = actors::fasta::spool_stdin(&mut stdin.lock(), &arriving)?;
     let spool = |source| InputError::Spool { path: kept.to_owned(), source };
+    let nothing = std::fs::metadata(&arriving).map_err(spool)?.len() == 0;
+    if nothing && was_cut_short && !kept.is_file() {
+        // The mark stays, however often it is tried.
+        std::fs::rename(&arriving, &partial).map_err(spool)?;
+        return Err(InputError::StdinCutShort);
+    }
     if kept.is_file() {
-        let nothing = std::fs::metadata(&arriving).map_err(spool)?.len() == 0;
         if nothing || same_content(&arriving, kept).map_err(spool)? {
             std::fs::remove_file(&arriving).map_err(spool)?;
             return Ok(Source::spooled_stdin(kept));

@@ -10,7 +10,7 @@ use actors::identity::SegmentId;
 use actors::manifest::{Manifest, ResultFolder};
 
 use self::lock::{Lock, LockError};
-pub(crate) use self::lock::{give_lock_back, owner, utc};
+pub(crate) use self::lock::{give_lock_back, owner, owner_lives, utc};
 use crate::failure::{Exit, Failure};
 
 /// A result folder that no other run writes to while this value lives.

@@ -108,7 +108,17 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let mut manifest = match Manifest::read(&locked.folder).map_err(|error| {
         Failure::because(Exit::Failed, &error).hint("--fresh deletes the earlier result and starts again")
     })? {
-        Some(manifest) => resume(&locked, manifest, &identity, arguments.retry_failed)?,
+        Some(manifest) => {
+            if let Some(problem) = actors::commits::problem(&locked.folder, &manifest) {
+                let file = locked.folder.commits();
+                tracing::warn!(
+                    file = %file.display(),
+                    problem,
+                    "segments that only this file names are computed again"
+                );
+            }
+            resume(&locked, manifest, &identity, arguments.retry_failed)?
+        }
         None => {
             if locked.has_parts()? {
                 let text = format!("`{}` holds parts but no run.json", locked.folder.embeddings().display());

@@ -76,31 +76,26 @@ impl Commits {
     pub(crate) fn commit(&mut self, commit: Commit) -> Result<(), ManifestError> {
         let segments = self.manifest.segments.len();
         let appended_max = if segments < SEGMENTS_MIN { 0 } else { segments / ENTRIES_PER_COMMIT };
-        match self.base {
-            Some(base) if self.appended < appended_max => {
-                // Until it is known to be whole, nothing can be appended to what may end in half a line.
-                self.base = None;
-                self.append(base, &commit).map_err(|source| ManifestError::Io {
-                    operation: "write",
-                    path: self.folder.commits(),
-                    source,
-                })?;
-                (self.base, self.appended) = (Some(base), self.appended + 1);
-                commit.apply(&mut self.manifest);
-            }
-            Some(_) | None => {
-                let segment = SegmentId(commit.segment);
-                let budgets_before = self.manifest.device_token_budgets.clone();
-                commit.apply(&mut self.manifest);
-                (self.base, self.file, self.appended) = (None, None, 0);
-                match self.manifest.write_whole(&self.folder) {
-                    Ok(digest) => self.base = Some(digest),
-                    Err(error) => {
-                        self.manifest.revoke(segment);
-                        self.manifest.device_token_budgets = budgets_before;
-                        return Err(error);
-                    }
-                }
+        if let Some(base) = self.base.take()
+            && self.appended < appended_max
+            // Whatever is in the way there, a whole `run.json` does without; nothing can be appended to what may end in
+            // half a line.
+            && self.append(base, &commit).is_ok()
+        {
+            (self.base, self.appended) = (Some(base), self.appended + 1);
+            commit.apply(&mut self.manifest);
+            return Ok(());
+        }
+        let segment = SegmentId(commit.segment);
+        let budgets_before = self.manifest.device_token_budgets.clone();
+        commit.apply(&mut self.manifest);
+        (self.file, self.appended) = (None, 0);
+        match self.manifest.write_whole(&self.folder) {
+            Ok(digest) => self.base = Some(digest),
+            Err(error) => {
+                self.manifest.revoke(segment);
+                self.manifest.device_token_budgets = budgets_before;
+                return Err(error);
             }
         }
         Ok(())
@@ -129,30 +124,66 @@ pub(crate) fn digest_of(run_json: &[u8]) -> u128 {
 
 /// Adds to a manifest what was committed since it was written; says whether the file beside it goes on from it.
 ///
+/// What is no file, and what follows a line that is damaged or commits a segment again, counts for nothing: those segments
+/// are computed again, and [`problem`] tells a run of it.
+///
 /// # Errors
-/// [`ManifestError::Io`]; [`ManifestError::Inconsistent`] for a segment that is committed already.
+/// [`ManifestError::Io`].
 pub(crate) fn follow(
     folder: &ResultFolder,
     base: u128,
     manifest: &mut Manifest,
 ) -> Result<bool, ManifestError> {
-    let path = folder.commits();
-    let mut bytes = Vec::new();
-    let read = files::open_regular(&path).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut bytes));
-    match read {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(source) => return Err(ManifestError::Io { operation: "read", path, source }),
-    }
+    let bytes = match read(folder) {
+        Ok(bytes) => bytes,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+            return Ok(false);
+        }
+        Err(source) => return Err(ManifestError::Io { operation: "read", path: folder.commits(), source }),
+    };
     let Some(commits) = parse(&bytes, base) else { return Ok(false) };
     for commit in commits {
         if manifest.segments.contains_key(&commit.segment) {
-            let reason = format!("segment {} is committed twice", SegmentId(commit.segment));
-            return Err(ManifestError::Inconsistent { path, reason });
+            break;
         }
         commit.apply(manifest);
     }
     Ok(true)
+}
+
+/// What is wrong with the file, where segments are lost by it that a manifest just read might have had.
+///
+/// For a run that is about to go on: while one is at work, the file may well go on from another manifest. A line that a
+/// crash cut short is nothing wrong, nor is a file left behind whose segments are all in `run.json`.
+pub fn problem(folder: &ResultFolder, manifest: &Manifest) -> Option<String> {
+    let bytes = match read(folder) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(error.to_string()),
+    };
+    let mut lines = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let Some(title) = lines.next() else {
+        let torn = bytes.len() < TITLE.len() + 33;
+        return (!torn).then(|| "it is no list of commits".to_owned());
+    };
+    let base = str::from_utf8(title).ok().and_then(|title| title.strip_prefix(TITLE));
+    let Some(base) = base.and_then(|base| u128::from_str_radix(base.trim_end(), 16).ok()) else {
+        return Some("it is no list of commits".to_owned());
+    };
+    let mut lost = 0;
+    for (index, line) in lines.enumerate() {
+        match from_line(base, line) {
+            Some(commit) => lost += usize::from(!manifest.segments.contains_key(&commit.segment)),
+            None => return Some(format!("line {} is damaged", index + 2)),
+        }
+    }
+    (lost > 0).then(|| format!("it goes on from another `run.json`, which lacks {lost} of its segments"))
+}
+
+fn read(folder: &ResultFolder) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    files::open_regular(&folder.commits())?.take(BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The commits up to the first line that is not whole: what follows one never counted. `None` if the file goes on
@@ -287,13 +318,12 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_is_committed_twice_is_refused() {
-        let (_temporary, folder, _, bytes) = with_some_appended();
+    fn a_segment_counts_once_and_absurd_numbers_are_refused() {
+        let (_temporary, folder, whole, bytes) = with_some_appended();
         let text = String::from_utf8(bytes).unwrap();
         let last = text.lines().last().unwrap();
         std::fs::write(folder.commits(), format!("{text}{last}\n")).unwrap();
-        let error = Manifest::read(&folder).unwrap_err().to_string();
-        assert!(error.contains("commits") && error.contains("committed twice"), "{error}");
+        assert_eq!(Manifest::read(&folder).unwrap().unwrap(), whole);
         // Numbers that no run has are refused as in `run.json`.
         let base = digest_of(&std::fs::read(folder.manifest()).unwrap());
         let mut absurd = commit(9_999);
@@ -303,18 +333,49 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failure_everything_is_written_anew() {
+    fn a_run_is_told_what_it_loses() {
+        let (_temporary, folder, whole, bytes) = with_some_appended();
+        let told = |bytes: &[u8]| {
+            std::fs::write(folder.commits(), bytes).unwrap();
+            problem(&folder, &Manifest::read(&folder).unwrap().unwrap())
+        };
+        let title = bytes.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+        // Cut by a crash, wherever.
+        for cut in 0..=bytes.len() {
+            assert_eq!(told(&bytes[..cut]), None, "cut at {cut}");
+        }
+        let mut damaged = bytes.clone();
+        damaged[title + 30] ^= 1;
+        assert_eq!(told(&damaged).unwrap(), "line 2 is damaged");
+        assert_eq!(told(&[7; 500]).unwrap(), "it is no list of commits");
+        assert_eq!(told(b"something else\n").unwrap(), "it is no list of commits");
+        // Left behind by a crash after `run.json` was written whole, and beside an older one.
+        let older = std::fs::read(folder.manifest()).unwrap();
+        whole.write(&folder).unwrap();
+        assert_eq!(told(&bytes), None);
+        std::fs::write(folder.manifest(), [&older[..], b"\n"].concat()).unwrap();
+        assert!(told(&bytes).unwrap().ends_with("lacks 3 of its segments"));
+        std::fs::remove_file(folder.commits()).unwrap();
+        std::fs::create_dir(folder.commits()).unwrap();
+        let read = Manifest::read(&folder).unwrap().unwrap();
+        assert!(problem(&folder, &read).unwrap().contains("not a regular file"));
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_the_file_costs_no_commit() {
         let (_temporary, folder, whole, _) = with_some_appended();
         let mut commits = Commits::new(folder.clone(), whole);
         let next = commits.manifest.segments.len() as u32;
         commits.commit(commit(next)).unwrap();
-        // The first commit of a session writes `run.json`, the second appends. A folder is in the way of it.
+        // The first commit of a session writes `run.json`, the second would append.
         std::fs::create_dir(folder.commits()).unwrap();
-        commits.commit(commit(next + 1)).unwrap_err();
-        assert_eq!(Manifest::read(&folder).unwrap_err().to_string().matches("commits").count(), 1);
+        for segment in next + 1..next + 4 {
+            commits.commit(commit(segment)).unwrap();
+            assert_eq!(Manifest::read(&folder).unwrap().unwrap(), commits.manifest);
+        }
         std::fs::remove_dir(folder.commits()).unwrap();
-        commits.commit(commit(next + 1)).unwrap();
-        assert!(!folder.commits().exists(), "it was written whole");
+        commits.commit(commit(next + 4)).unwrap();
+        assert!(folder.commits().is_file());
         assert_eq!(Manifest::read(&folder).unwrap().unwrap(), commits.manifest);
     }
 }

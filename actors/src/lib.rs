@@ -2,7 +2,7 @@
 
 pub mod bounds;
 pub mod budget;
-mod commits;
+pub mod commits;
 pub mod failed;
 pub mod fasta;
 pub mod fault;

@@ -275,6 +275,18 @@ pub(crate) fn owner(folder: &ResultFolder) -> Option<(u32, String)> {
     Some((owner.pid, owner.host))
 }
 
+/// Whether who has the lock of a folder runs on this machine; `None` where that cannot be told from here.
+pub(crate) fn owner_lives(folder: &ResultFolder) -> Option<bool> {
+    let record = read_record(&files::open_regular(&folder.lock()).ok()?).ok()?;
+    if record.is_empty() {
+        return Some(false);
+    }
+    let owner: Owner = serde_json::from_slice(&record).ok()?;
+    let here = Owner::this(false);
+    let in_sight = owner.shares_machine_with(&here) && owner.pid_namespace == here.pid_namespace;
+    in_sight.then(|| lives(owner.pid, owner.start_ticks))?
+}
+
 /// An empty file has no owner; one that cannot be emptied names a process that is about to end.
 fn empty(file: &File, record: &[u8]) {
     if read_record(file).is_ok_and(|found| found == record) {

@@ -271,3 +271,37 @@ fn a_dashboard_needs_a_terminal_and_says_what_does_without() {
     let job = job();
     run(program(["top"]).arg(job.at("results"))).expect(2).says(["needs a terminal", "status"]);
 }
+
+#[test]
+fn another_user_is_told_whose_job_it_is() {
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65_534;
+    if !rustix::process::getuid().is_root() {
+        println!("skipped: a job of another user (needs root)");
+        return;
+    }
+    let job = job();
+    std::fs::set_permissions(job.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let results = job.at("results");
+    let mut running = job.start_into("results");
+    running.wait_for("segment committed");
+    let ask = |command: &str| {
+        let mut asking = program([command, results.to_str().unwrap()]);
+        asking.current_dir("/").uid(NOBODY).gid(NOBODY);
+        asking.output()
+    };
+    let Ok(status) = ask("status") else {
+        println!("skipped: a job of another user (the program lies where nobody else may go)");
+        return;
+    };
+    for output in [status, ask("stop").unwrap()] {
+        let words = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(words.contains("belongs to another user"), "{words}");
+    }
+    // Dead, it is as dead for others.
+    running.kill();
+    let status = ask("status").unwrap();
+    let words = String::from_utf8(status.stdout).unwrap();
+    assert!(words.starts_with("not running: it was killed"), "{words}");
+}

@@ -104,9 +104,16 @@ fn a_run_that_ends_in_the_middle_of_things_gives_its_lock_back() {
         !fs::read_to_string(job.at("results/.state/lock")).unwrap_or_default().is_empty()
     });
     run.wait_for("starting");
+    let arriving = job.at("results/.state/stdin-new.fasta.partial");
+    run.wait_until("standard input is received", |_| arriving.exists());
     run.signal(Signal::TERM);
     run.finish().expect(75);
     assert_eq!(fs::read_to_string(job.at("results/.state/lock")).unwrap(), "");
+    // What had arrived is not an empty input, however often it is tried.
+    for _ in 0..2 {
+        let finished = job.run_into("results").expect(5);
+        finished.says(["never arrived whole", "pipe the whole input in again"]);
+    }
 
     let job = self::job().simulating("fault=hang").set("restart.shutdown_grace_ms", 60_000);
     let mut run = job.start_into("results");

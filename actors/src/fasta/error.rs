@@ -47,6 +47,9 @@ pub enum InputError {
         #[source]
         source: io::Error,
     },
+    /// Nothing was piped in, where an earlier run was stopped before all had arrived.
+    #[error("standard input is empty, and what an earlier run was given through it never arrived whole")]
+    StdinCutShort,
     /// A scratch file of the duplicate search failed.
     #[error("failed to use scratch files in `{path}`")]
     Scratch {
@@ -266,7 +269,8 @@ impl InputError {
             | InputError::NotAFile { .. }
             | InputError::Spool { .. }
             | InputError::Scratch { .. } => false,
-            InputError::Truncated { .. }
+            InputError::StdinCutShort
+            | InputError::Truncated { .. }
             | InputError::Corrupt { .. }
             | InputError::TrailingBytes { .. }
             | InputError::UnsupportedCompression { .. }
@@ -294,6 +298,7 @@ impl InputError {
             InputError::NotAFile { .. } => {
                 "the input is read twice, so it must be a file; give a pipe as `-` (standard input)".to_owned()
             }
+            InputError::StdinCutShort => "pipe the whole input in again".to_owned(),
             InputError::Spool { .. } | InputError::Scratch { .. } => {
                 "check that the folder exists, may be written to and has free space".to_owned()
             }
@@ -305,7 +310,7 @@ impl InputError {
                 tester(format)
             ),
             InputError::TrailingBytes { bytes, .. } => format!(
-                "were files of several kinds joined? head -c {bytes} keeps what comes before it; otherwise fetch the file again"
+                "were files of several kinds, or padded ones, joined? Unpack them one by one; otherwise fetch the file again. head -c {bytes} keeps what comes before it and drops the rest"
             ),
             InputError::UnsupportedCompression { format, .. } => {
                 format!("unpack the {format} data first, or pack it with gzip or zstd")
