@@ -236,6 +236,14 @@ struct Ending<'a> {
     gelu: bool,
 }
 
+/// The nearest whole number of one below 2^22, the even one of two, without the function call that it is where
+/// the compiler may not assume more than SSE2: of such sums f32 keeps no fraction.
+#[inline(always)]
+fn nearest(x: f32) -> f32 {
+    const UNIT: f32 = 12_582_912.0;
+    (x + UNIT) - UNIT
+}
+
 impl IntegerLinear {
     /// Packs rows of weights ([outputs, inputs] each, stacked) for activations kept in this form, on rayon's
     /// threads; `None` when memory is short.
@@ -276,7 +284,7 @@ impl IntegerLinear {
                             let Some(weight) = row.get(step * BYTES + form.column(byte)) else { continue };
                             let word = step * (BYTES / WORD) + byte / WORD;
                             // Within -127 and 127; a row with NaN becomes zeros, its scale shows it.
-                            let weight = (weight * inverse).round_ties_even() as i8;
+                            let weight = nearest(weight * inverse) as i8;
                             panel[(word * TILE_COLUMNS + column) * WORD + byte % WORD] = weight;
                             total += i32::from(weight);
                         }

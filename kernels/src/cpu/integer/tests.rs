@@ -277,3 +277,11 @@ fn nothing_and_next_to_nothing_give_the_bias() {
         assert_eq!(apply(&linear, &numbers(inputs, 1), Epilogue::Bias), bias, "{kernel:?} {form:?}");
     }
 }
+
+#[test]
+fn whole_numbers_are_the_nearest_even_ones() {
+    for step in -127 * 64..=127 * 64 {
+        let x = step as f32 / 64.0;
+        assert_eq!(nearest(x), x.round_ties_even(), "{x}");
+    }
+}
