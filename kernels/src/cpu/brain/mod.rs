@@ -98,13 +98,7 @@ impl Kernel {
     pub(super) fn detect() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         {
-            // Everything that is no product is AVX-512 in either case; every processor with AMX has it.
-            let vectors = std::arch::is_x86_feature_detected!("avx512f")
-                && std::arch::is_x86_feature_detected!("avx512bw")
-                && std::arch::is_x86_feature_detected!("avx512dq")
-                && std::arch::is_x86_feature_detected!("avx512vl")
-                && std::arch::is_x86_feature_detected!("avx512bf16");
-            if !vectors {
+            if !x86::has_avx512() || !std::arch::is_x86_feature_detected!("avx512bf16") {
                 return None;
             }
             Some(if x86::amx_is_granted() { Self::Amx } else { Self::Dot })

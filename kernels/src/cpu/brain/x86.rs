@@ -14,6 +14,14 @@ use super::product::{Block, DEPTH_STEPS, Grid, Output};
 use super::terms::{EXP2, LOGIT, LOGIT_LAST};
 use super::{GROUP, Head, Line, STEP, Softmax, TILE_COLUMNS, TILE_ROWS, line_of, lines, value_lines};
 
+/// Whether AVX-512 is there as far as everything that is no product takes it; every processor with AMX has it.
+pub(in crate::cpu) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
 /// Whether AMX multiplies integers as well, where [`amx_is_granted`].
 pub(in crate::cpu) fn amx_has_integers() -> bool {
     // CPUID 7: AMX-INT8 is bit 25 of EDX.
@@ -105,34 +113,43 @@ pub(super) unsafe fn release() {
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
 
-/// One step of a tile in tmm0 to tmm3: two AMX tiles of rows times two of weights.
+/// Defines `amx_step`, one step of a tile in tmm0 to tmm3: two AMX tiles of rows times two of weights, by the instruction
+/// given.
 ///
 /// Tiles keep their numbers from one block of assembly to the next: the compiler has no use for these registers.
-///
-/// # Safety
-/// Tiles must be set up by [`configure`]; 16 lines are read from `upper` and `lower`, 32 from `panel`.
-#[inline(always)]
-unsafe fn amx_step(upper: *const Line, lower: *const Line, panel: *const Line) {
-    // SAFETY: by the caller's promise.
-    unsafe {
-        asm!(
-            "tileloadd tmm4, [{upper} + {line}*1]",
-            "tileloadd tmm6, [{panel} + {row}*1]",
-            "tileloadd tmm7, [{panel} + {row}*1 + 64]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{lower} + {line}*1]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            upper = in(reg) upper,
-            lower = in(reg) lower,
-            panel = in(reg) panel,
-            line = in(reg) 64usize,
-            row = in(reg) 128usize,
-            options(nostack, readonly)
-        );
-    }
+macro_rules! define_amx_step {
+    ($multiply:literal) => {
+        /// One step of a tile in tmm0 to tmm3.
+        ///
+        /// # Safety
+        /// Tiles must be set up by `configure`; 16 lines are read from `upper` and `lower`, 32 from `panel`.
+        #[inline(always)]
+        unsafe fn amx_step(upper: *const Line, lower: *const Line, panel: *const Line) {
+            // SAFETY: by the caller's promise.
+            unsafe {
+                asm!(
+                    "tileloadd tmm4, [{upper} + {line}*1]",
+                    "tileloadd tmm6, [{panel} + {row}*1]",
+                    "tileloadd tmm7, [{panel} + {row}*1 + 64]",
+                    concat!($multiply, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm5, [{lower} + {line}*1]",
+                    concat!($multiply, " tmm1, tmm4, tmm7"),
+                    concat!($multiply, " tmm2, tmm5, tmm6"),
+                    concat!($multiply, " tmm3, tmm5, tmm7"),
+                    upper = in(reg) upper,
+                    lower = in(reg) lower,
+                    panel = in(reg) panel,
+                    line = in(reg) 64usize,
+                    row = in(reg) 128usize,
+                    options(nostack, readonly)
+                );
+            }
+        }
+    };
 }
+pub(in crate::cpu) use define_amx_step;
+
+define_amx_step!("tdpbf16ps");
 
 /// Clears tmm0 to tmm3.
 ///

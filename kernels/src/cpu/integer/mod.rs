@@ -57,11 +57,7 @@ impl Kernel {
             if brain::Kernel::detect() == Some(brain::Kernel::Amx) && brain::x86::amx_has_integers() {
                 return Some(Self::Amx);
             }
-            let vectors = std::arch::is_x86_feature_detected!("avx512f")
-                && std::arch::is_x86_feature_detected!("avx512bw")
-                && std::arch::is_x86_feature_detected!("avx512dq")
-                && std::arch::is_x86_feature_detected!("avx512vl")
-                && std::arch::is_x86_feature_detected!("avx512vnni");
+            let vectors = brain::x86::has_avx512() && std::arch::is_x86_feature_detected!("avx512vnni");
             vectors.then_some(Self::Dot)
         }
         #[cfg(not(target_arch = "x86_64"))]

@@ -6,7 +6,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::super::brain::x86::{amx_passes, gelu, mask, store};
+use super::super::brain::x86::{amx_passes, define_amx_step, gelu, mask, store};
 use super::super::brain::{DEPTH_STEPS, GROUP, Grid, Line, TILE_COLUMNS, TILE_ROWS};
 use super::{BYTES, Block, Ending, Output, WORD, scale, steps};
 
@@ -188,32 +188,7 @@ impl Ending<'_> {
     }
 }
 
-/// One step of a tile in tmm0 to tmm3: two AMX tiles of rows times two of weights.
-///
-/// # Safety
-/// As of the step in [`amx_passes`]: 16 lines are read from `upper` and `lower`, 32 from `panel`.
-#[inline(always)]
-unsafe fn amx_step(upper: *const Line, lower: *const Line, panel: *const Line) {
-    // SAFETY: by the caller's promise.
-    unsafe {
-        asm!(
-            "tileloadd tmm4, [{upper} + {line}*1]",
-            "tileloadd tmm6, [{panel} + {row}*1]",
-            "tileloadd tmm7, [{panel} + {row}*1 + 64]",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{lower} + {line}*1]",
-            "tdpbssd tmm1, tmm4, tmm7",
-            "tdpbssd tmm2, tmm5, tmm6",
-            "tdpbssd tmm3, tmm5, tmm7",
-            upper = in(reg) upper,
-            lower = in(reg) lower,
-            panel = in(reg) panel,
-            line = in(reg) 64usize,
-            row = in(reg) 128usize,
-            options(nostack, readonly)
-        );
-    }
-}
+define_amx_step!("tdpbssd");
 
 /// Multiplies with AMX.
 ///
