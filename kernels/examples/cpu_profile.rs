@@ -1,7 +1,8 @@
 //! Time of loading and of each class of operations of the CPU engine, and its speed.
 //!
 //! `cargo run -p kernels --example cpu_profile -- MODEL FASTA [threads=1] [repeats=5] [tokens=2048]
-//! [precision=bf16] [limit=64]`, where MODEL is a Hugging Face folder. The dev profile optimises `kernels`, so no
+//! [precision=bf16] [tiles=false] [limit=64]`, where MODEL is a Hugging Face folder; without tiles, fp32 is
+//! multiply-adds. The dev profile optimises `kernels`, so no
 //! release build is needed. Times are the process's CPU time, for each call the least of the repeats: on a shared
 //! machine the clock on the wall says little. Each operation runs on the whole batch: the shares by thread
 //! (`kernels/src/cpu/shares.rs`) are left out.
@@ -149,6 +150,7 @@ impl Ops for Timed {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut positional = Vec::new();
     let (mut threads, mut repeats, mut tokens_max, mut limit) = (1, 5, 2048, 64);
+    let mut tiles = true;
     let mut precision = Precision::Bf16;
     for argument in std::env::args().skip(1) {
         match argument.split_once('=') {
@@ -156,6 +158,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Some(("repeats", value)) => repeats = value.parse()?,
             Some(("tokens", value)) => tokens_max = value.parse()?,
             Some(("limit", value)) => limit = value.parse()?,
+            Some(("tiles", value)) => tiles = value.parse()?,
             Some(("precision", "fp32")) => precision = Precision::Fp32,
             Some(("precision", "bf16")) => precision = Precision::Bf16,
             Some(("precision", "int8")) => precision = Precision::Int8,
@@ -175,7 +178,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (clock, start) = (std::time::Instant::now(), cpu_seconds());
     let model = Model::open(&ModelPath::Folder(model.clone()))?;
     let config = model.config().clone();
-    let ops = CpuOps::new(config.head_width(), threads, precision)?;
+    let new_ops = if tiles { CpuOps::new } else { CpuOps::without_tiles };
+    let ops = new_ops(config.head_width(), threads, precision)?;
     let timed = Timed { ops, calls: Vec::new(), next: 0, products: 0 };
     let options = EngineOptions { layer: config.layers, pooling: Pooling::Mean, precision, threads };
     let mut encoder = Encoder::load(timed, &model, options)?;

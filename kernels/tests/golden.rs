@@ -20,12 +20,42 @@ fn options(layer: usize, pooling: Pooling, threads: usize) -> EngineOptions {
 }
 
 fn engine(model: &Model, pooling: Pooling, threads: usize) -> CpuEngine {
-    engine_in(Precision::Fp32, model, pooling, threads)
+    engine_in(Way::Best(Precision::Fp32), model, pooling, threads)
 }
 
-fn engine_in(precision: Precision, model: &Model, pooling: Pooling, threads: usize) -> CpuEngine {
-    let options = EngineOptions { precision, ..options(model.config().layers, pooling, threads) };
-    CpuEngine::load(model, options).unwrap()
+fn engine_in(way: Way, model: &Model, pooling: Pooling, threads: usize) -> CpuEngine {
+    let options =
+        EngineOptions { precision: way.precision(), ..options(model.config().layers, pooling, threads) };
+    match way {
+        Way::Best(_) => CpuEngine::load(model, options).unwrap(),
+        Way::MultiplyAdds => CpuEngine::load_without_tiles(model, options).unwrap(),
+    }
+}
+
+/// A way in which the CPU engine computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Best(Precision),
+    /// In f32 without tiles, as on processors that have none.
+    MultiplyAdds,
+}
+
+impl Way {
+    fn precision(self) -> Precision {
+        match self {
+            Self::Best(precision) => precision,
+            Self::MultiplyAdds => Precision::Fp32,
+        }
+    }
+}
+
+/// How the CPU engine of this machine computes.
+fn ways() -> Vec<Way> {
+    let mut ways: Vec<_> = precisions().into_iter().map(Way::Best).collect();
+    if kernels::cpu::fp32_instructions() != kernels::cpu::instructions() {
+        ways.push(Way::MultiplyAdds);
+    }
+    ways
 }
 
 /// What the CPU engine of this machine computes in.
@@ -52,8 +82,8 @@ fn run(engine: &mut CpuEngine, batch: &Batch) -> Embeddings {
     engine.run(batch, &Progress::default()).unwrap()
 }
 
-fn tolerance(golden: &Golden, precision: Precision) -> Tolerance {
-    match precision {
+fn tolerance(golden: &Golden, way: Way) -> Tolerance {
+    match way.precision() {
         Precision::Fp32 => fp32(golden),
         // Tighter than the manifest's: our residual stream, norms, softmax and sums stay in f32.
         Precision::Bf16 => Tolerance { min_cos: 0.9998, ..golden.manifest.tolerances["bf16"] },
@@ -63,11 +93,8 @@ fn tolerance(golden: &Golden, precision: Precision) -> Tolerance {
     }
 }
 
-fn all_in_all_precisions() -> Vec<(Golden, Precision)> {
-    precisions()
-        .into_iter()
-        .flat_map(|precision| Golden::all().into_iter().map(move |golden| (golden, precision)))
-        .collect()
+fn all_in_all_ways() -> Vec<(Golden, Way)> {
+    ways().into_iter().flat_map(|way| Golden::all().into_iter().map(move |golden| (golden, way))).collect()
 }
 
 #[test]
@@ -75,12 +102,12 @@ fn every_row_of_every_variant_matches_the_reference() {
     for golden in Golden::all() {
         let model = golden.model();
         let batch = golden.batch(&golden.manifest.cases);
-        for precision in precisions() {
-            let got = run(&mut engine_in(precision, &model, Pooling::Mean, 2), &batch);
+        for way in ways() {
+            let got = run(&mut engine_in(way, &model, Pooling::Mean, 2), &batch);
             assert_eq!(got.hidden, golden.hidden);
             for (case, row) in golden.manifest.cases.iter().zip(got.values.chunks_exact(got.hidden)) {
-                let what = format!("{} {precision:?} {}|{}", golden.model, case.id, case.variant);
-                assert_close(row, golden.expected_row(case.row), tolerance(&golden, precision), &what);
+                let what = format!("{} {way:?} {}|{}", golden.model, case.id, case.variant);
+                assert_close(row, golden.expected_row(case.row), tolerance(&golden, way), &what);
             }
         }
     }
@@ -166,10 +193,10 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn a_row_is_the_same_alone_and_in_any_batch() {
-    for (golden, precision) in all_in_all_precisions() {
+    for (golden, way) in all_in_all_ways() {
         let model = golden.model();
         let cases = &golden.manifest.cases;
-        let mut engine = engine_in(precision, &model, Pooling::Mean, 2);
+        let mut engine = engine_in(way, &model, Pooling::Mean, 2);
         let together = run(&mut engine, &golden.batch(cases));
         let row = |index: usize| bits(&together.values[index * golden.hidden..][..golden.hidden]);
         for (index, case) in cases.iter().enumerate() {
@@ -191,13 +218,13 @@ fn a_row_is_the_same_alone_and_in_any_batch() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for (golden, precision) in all_in_all_precisions() {
+    for (golden, way) in all_in_all_ways() {
         let model = golden.model();
         let batch = golden.batch(&golden.manifest.cases);
         for pooling in [Pooling::Mean, Pooling::Max, Pooling::None] {
-            let one = run(&mut engine_in(precision, &model, pooling, 1), &batch);
+            let one = run(&mut engine_in(way, &model, pooling, 1), &batch);
             for threads in [2, 3] {
-                let more = run(&mut engine_in(precision, &model, pooling, threads), &batch);
+                let more = run(&mut engine_in(way, &model, pooling, threads), &batch);
                 assert_eq!(bits(&one.values), bits(&more.values), "{pooling:?}, {threads} threads");
             }
         }
@@ -206,9 +233,9 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn changing_one_sequence_moves_no_other_row() {
-    for (golden, precision) in all_in_all_precisions() {
+    for (golden, way) in all_in_all_ways() {
         let model = golden.model();
-        let mut engine = engine_in(precision, &model, Pooling::Mean, 2);
+        let mut engine = engine_in(way, &model, Pooling::Mean, 2);
         let cases = &golden.manifest.cases[..24];
         let before = golden.batch(cases);
         let first = run(&mut engine, &before);
@@ -247,12 +274,12 @@ fn the_demonstration_model_matches_its_reference() {
     assert_eq!(shape, [cases.len(), model.config().hidden]);
     let batch = golden.batch(cases.iter().copied());
     let got = run(&mut engine(&model, Pooling::Mean, 2), &batch);
-    for precision in precisions() {
-        let got = run(&mut engine_in(precision, &model, Pooling::Mean, 2), &batch);
+    for way in ways() {
+        let got = run(&mut engine_in(way, &model, Pooling::Mean, 2), &batch);
         for (index, case) in cases.iter().enumerate() {
             let range = index * got.hidden..(index + 1) * got.hidden;
-            let what = format!("{precision:?} {}", case.id);
-            assert_close(&got.values[range.clone()], &expected[range], tolerance(&golden, precision), &what);
+            let what = format!("{way:?} {}", case.id);
+            assert_close(&got.values[range.clone()], &expected[range], tolerance(&golden, way), &what);
         }
     }
     assert_eq!(bits(&run(&mut engine(&from_folder, Pooling::Mean, 2), &batch).values), bits(&got.values));

@@ -15,6 +15,7 @@ mod pooling;
 mod product;
 mod rotary;
 mod shares;
+mod split;
 
 use crate::encoder::{Encoder, workspace_floats_per_token};
 use crate::model::{Model, ModelConfig};
@@ -40,10 +41,25 @@ impl CpuEngine {
     /// [`EngineError::OutOfMemory`] and [`EngineError::Device`] when the machine lacks memory or
     /// threads.
     pub fn load(model: &Model, options: EngineOptions) -> Result<Self, EngineError> {
-        check_precision(options.precision).map_err(EngineError::Model)?;
+        Self::with_ops(CpuOps::new, model, options)
+    }
+
+    /// As [`CpuEngine::load`], but in f32 with multiply-adds even where tiles are faster: to compare them.
+    ///
+    /// # Errors
+    /// As of [`CpuEngine::load`].
+    pub fn load_without_tiles(model: &Model, options: EngineOptions) -> Result<Self, EngineError> {
+        Self::with_ops(CpuOps::without_tiles, model, options)
+    }
+
+    fn with_ops(
+        new_ops: fn(usize, usize, Precision) -> Result<CpuOps, EngineError>,
+        model: &Model,
+        options: EngineOptions,
+    ) -> Result<Self, EngineError> {
         let config = model.config().clone();
         let (threads, precision) = (options.threads, options.precision);
-        let ops = CpuOps::new(config.head_width(), threads, precision)?;
+        let ops = new_ops(config.head_width(), threads, precision)?;
         let encoder = Encoder::load(ops, model, options)?;
         let description = EngineDescription {
             name: format!(
@@ -51,7 +67,7 @@ impl CpuEngine {
                 match precision {
                     Precision::Bf16 => bf16_instructions().unwrap_or_default(),
                     Precision::Int8 => int8_instructions().unwrap_or_default(),
-                    Precision::Fp32 | Precision::Fp16 => instructions(),
+                    Precision::Fp32 | Precision::Fp16 => encoder.ops().fp32_instructions(),
                 },
                 if threads == 1 { "thread" } else { "threads" }
             ),
@@ -120,6 +136,11 @@ pub fn bf16_instructions() -> Option<&'static str> {
 /// The instructions that multiply in int8 on this machine; `None` where the engine refuses int8.
 pub fn int8_instructions() -> Option<&'static str> {
     integer::Kernel::detect().map(integer::Kernel::name)
+}
+
+/// The instructions that the engine uses in fp32 on this machine.
+pub fn fp32_instructions() -> &'static str {
+    if split::Kernel::detect().is_some() { "AMX" } else { instructions() }
 }
 
 /// The vector instructions that the engine uses on this machine.

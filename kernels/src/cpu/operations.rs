@@ -17,8 +17,9 @@ use super::buffer::Buffer;
 use super::integer::{self, IntegerLinear};
 use super::norm::{Norm, Normalise};
 use super::pooling::pool;
-use super::product::{PackedLinear, ROW_QUANTUM, lanes};
+use super::product::{Multiplier, PackedLinear, ROW_QUANTUM};
 use super::rotary::Rotary;
+use super::split;
 use crate::alphabet::MASK;
 use crate::model::Tensor;
 use crate::ops::{Epilogue, LinearRows, Ops, PooledRows, dropout_scale};
@@ -35,6 +36,11 @@ const BLOCK_ROWS_MAX: usize = 16 * ROW_QUANTUM;
 const BRAIN_BLOCK_BYTES: usize = 1 << 20;
 const BRAIN_ROWS: Range<usize> = 128..256;
 
+/// In f32 on tiles: bytes of split activations that one task of a product has at a time, and the fewest and most rows
+/// of it. Weights are split once for all rows of a task.
+const SPLIT_BLOCK_BYTES: usize = 1 << 20;
+const SPLIT_ROWS: Range<usize> = 128..384;
+
 /// Sequences up to this length are attended by one task for all heads.
 const WHOLE_TOKENS_MAX: usize = 512;
 /// Query rows of one task of a longer sequence, so that several threads share a single protein.
@@ -46,6 +52,7 @@ thread_local! {
     /// Sums of a product in bf16.
     static SUMS: RefCell<Buffer> = RefCell::default();
     static INTEGER_SCRATCH: RefCell<integer::Scratch> = RefCell::default();
+    static SPLIT_SCRATCH: RefCell<split::Scratch> = RefCell::default();
 }
 
 /// What computes, beside [`Arch`].
@@ -55,16 +62,24 @@ struct Kernels {
     brain: Option<brain::Kernel>,
     /// What multiplies in int8; `None`: products are in the precision of the activations.
     integer: Option<integer::Kernel>,
+    /// What multiplies f32 numbers on tiles; `None`: vectors do.
+    split: Option<split::Kernel>,
 }
 
 impl Kernels {
     /// Those of this machine.
     fn of(precision: Precision) -> Self {
+        let (brain, split) = (brain::Kernel::detect(), split::Kernel::detect());
         match precision {
-            Precision::Fp32 | Precision::Fp16 => Self { brain: None, integer: None },
-            Precision::Bf16 => Self { brain: brain::Kernel::detect(), integer: None },
-            Precision::Int8 => Self { brain: brain::Kernel::detect(), integer: integer::Kernel::detect() },
+            Precision::Fp32 | Precision::Fp16 => Self { brain: None, integer: None, split },
+            Precision::Bf16 => Self { brain, integer: None, split },
+            Precision::Int8 => Self { brain, integer: integer::Kernel::detect(), split },
         }
+    }
+
+    /// Whether products take whole tiles of rows.
+    fn tiles(self) -> bool {
+        self.brain.is_some() || self.integer.is_some() || self.split.is_some()
     }
 
     /// How activations are kept between products.
@@ -94,6 +109,25 @@ impl CpuOps {
     pub fn new(head_width: usize, threads: usize, precision: Precision) -> Result<Self, EngineError> {
         super::check_precision(precision).map_err(EngineError::Model)?;
         Self::with_kernels(Arch::new(), Kernels::of(precision), head_width, threads)
+    }
+
+    /// As [`CpuOps::new`], but products in f32 are multiply-adds even where tiles are faster: to compare them.
+    ///
+    /// # Errors
+    /// As of [`CpuOps::new`].
+    pub fn without_tiles(
+        head_width: usize,
+        threads: usize,
+        precision: Precision,
+    ) -> Result<Self, EngineError> {
+        super::check_precision(precision).map_err(EngineError::Model)?;
+        let kernels = Kernels { split: None, ..Kernels::of(precision) };
+        Self::with_kernels(Arch::new(), kernels, head_width, threads)
+    }
+
+    /// The instructions that multiply in f32.
+    pub(super) fn fp32_instructions(&self) -> &'static str {
+        if self.kernels.split.is_some() { super::fp32_instructions() } else { super::instructions() }
     }
 
     fn with_kernels(
@@ -136,6 +170,16 @@ impl CpuOps {
     /// the weights that pass by.
     fn brain_block_rows(&self, rows: usize, inputs: usize) -> usize {
         let most = (BRAIN_BLOCK_BYTES / (2 * inputs)).clamp(BRAIN_ROWS.start, BRAIN_ROWS.end);
+        self.tile_block_rows(rows, most)
+    }
+
+    /// The same of a product in f32 on tiles.
+    fn split_block_rows(&self, rows: usize, inputs: usize) -> usize {
+        let most = SPLIT_BLOCK_BYTES / split::row_bytes(inputs);
+        self.tile_block_rows(rows, most.clamp(SPLIT_ROWS.start, SPLIT_ROWS.end))
+    }
+
+    fn tile_block_rows(&self, rows: usize, most: usize) -> usize {
         let threads = self.pool.current_num_threads();
         let tasks = rows.div_ceil(most).next_multiple_of(threads);
         rows.div_ceil(tasks).next_multiple_of(brain::TILE_ROWS)
@@ -219,9 +263,7 @@ impl CpuOps {
 
     /// Rows that operations compute for so many tokens: whole tiles.
     fn padded_rows(&self, tokens: usize) -> usize {
-        let Kernels { brain, integer } = self.kernels;
-        let tiles = brain.is_some() || integer.is_some();
-        tokens.next_multiple_of(if tiles { brain::TILE_ROWS } else { ROW_QUANTUM })
+        tokens.next_multiple_of(if self.kernels.tiles() { brain::TILE_ROWS } else { ROW_QUANTUM })
     }
 
     fn allocate(tokens: usize, numbers: usize) -> Result<Activations, EngineError> {
@@ -309,7 +351,7 @@ impl Ops for CpuOps {
         // three residues), with it 0.9998.
         let stacked = parts.len() > 1;
         let packed = pool.install(|| match self.kernels {
-            Kernels { integer: Some(kernel), brain } if brain.is_none() || !stacked => {
+            Kernels { integer: Some(kernel), brain, .. } if brain.is_none() || !stacked => {
                 let numbers: Vec<_> =
                     parts.iter().map(|part| (part.weight.to_f32(), part.bias.to_f32())).collect();
                 IntegerLinear::pack(kernel, self.kernels.form(), &numbers, inputs).map(Product::Integer)
@@ -317,7 +359,10 @@ impl Ops for CpuOps {
             Kernels { brain: Some(kernel), .. } => {
                 BrainLinear::pack(kernel, parts, inputs).map(Product::Brain)
             }
-            Kernels { brain: None, .. } => PackedLinear::pack(parts, inputs, lanes(arch)).map(Product::Full),
+            Kernels { brain: None, split, .. } => {
+                let multiplier = split.map_or(Multiplier::Vectors(arch), Multiplier::Split);
+                PackedLinear::pack(parts, inputs, multiplier).map(Product::Full)
+            }
         });
         let packed = packed.ok_or_else(|| EngineError::Device("not enough memory for the weights".into()))?;
         self.weights_bytes += match &packed {
@@ -440,14 +485,17 @@ impl Ops for CpuOps {
                 return Ok(());
             }
         };
-        let (arch, inputs, outputs) = (self.arch, linear.inputs(), linear.outputs());
+        let (inputs, outputs) = (linear.inputs(), linear.outputs());
         let x = &x.0.as_slice()[..layout.rows * inputs];
         let out = &mut out.0.as_mut_slice()[..layout.rows * outputs];
-        let block = self.block_rows(layout.rows);
+        let block = match self.kernels.split {
+            None => self.block_rows(layout.rows),
+            Some(_) => self.split_block_rows(layout.rows, inputs),
+        };
         self.pool.install(|| {
-            x.par_chunks(block * inputs)
-                .zip(out.par_chunks_mut(block * outputs))
-                .for_each(|(x, out)| linear.apply(arch, x, epilogue, out));
+            x.par_chunks(block * inputs).zip(out.par_chunks_mut(block * outputs)).for_each(|(x, out)| {
+                SPLIT_SCRATCH.with_borrow_mut(|scratch| linear.apply(x, epilogue, scratch, out));
+            });
         });
         Ok(())
     }
@@ -567,15 +615,17 @@ impl Ops for CpuOps {
 mod tests {
     use std::path::Path;
 
+    use super::super::product::lanes;
     use super::*;
     use crate::encoder::Encoder;
     use crate::{EngineOptions, Model, ModelPath, Precision};
 
     #[test]
     fn every_kind_of_vector_instructions_gives_the_same_embedding() {
-        let mut kinds = vec![Arch::Scalar, Arch::new()];
+        let mut kinds = vec![(Arch::Scalar, None), (Arch::new(), None)];
         #[cfg(target_arch = "x86_64")]
-        kinds.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        kinds.extend(pulp::x86::V3::try_new().map(|instructions| (Arch::V3(instructions), None)));
+        kinds.extend(split::Kernel::detect().map(|kernel| (Arch::new(), Some(kernel))));
 
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests/golden/tiny");
         let model = Model::open(&ModelPath::Folder(folder)).unwrap();
@@ -586,10 +636,9 @@ mod tests {
             batch.push(ordinal as u64, &residues, length as u32);
         }
         let mut results = Vec::new();
-        for arch in kinds {
-            let ops =
-                CpuOps::with_kernels(arch, Kernels::of(Precision::Fp32), model.config().head_width(), 2)
-                    .unwrap();
+        for (arch, split) in kinds {
+            let kernels = Kernels { split, ..Kernels::of(Precision::Fp32) };
+            let ops = CpuOps::with_kernels(arch, kernels, model.config().head_width(), 2).unwrap();
             let options = EngineOptions {
                 layer: model.config().layers,
                 pooling: Pooling::None,
@@ -597,11 +646,11 @@ mod tests {
                 threads: 2,
             };
             let mut encoder = Encoder::load(ops, &model, options).unwrap();
-            results.push((lanes(arch), encoder.run(&batch, &Progress::default()).unwrap().values));
+            results.push(((lanes(arch), split), encoder.run(&batch, &Progress::default()).unwrap().values));
         }
-        for (lanes, values) in &results[1..] {
+        for (kind, values) in &results[1..] {
             let error = values.iter().zip(&results[0].1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(error < 2e-5, "{lanes} lanes: {error}");
+            assert!(error < 2e-5, "{kind:?}: {error}");
         }
     }
 
@@ -632,7 +681,7 @@ mod tests {
         };
         let exact = embed(Kernels::of(Precision::Fp32), &batch, 1);
         for brain in [None, brain::Kernel::detect()] {
-            let kernels = Kernels { brain, integer: Some(kernel) };
+            let kernels = Kernels { brain, integer: Some(kernel), split: None };
             let values = embed(kernels, &batch, 2);
             assert_eq!(values, embed(kernels, &batch, 1), "{brain:?}");
             for (index, (row, exact)) in values.chunks(hidden).zip(exact.chunks(hidden)).enumerate() {

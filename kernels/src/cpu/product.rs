@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::elementary::gelu;
+use super::{brain, split};
 use crate::ops::{Epilogue, LinearRows};
 
 /// Activations hold a multiple of this many rows, so that every tile is full: the least common
@@ -19,7 +20,7 @@ pub(super) const ROW_QUANTUM: usize = 8;
 
 /// Inner dimension of one block: a panel of it (123 kB at most), the next one and the rows that
 /// meet it stay in the second-level cache while all tiles of a row block pass over it.
-const DEPTH: usize = 640;
+pub(super) const DEPTH: usize = 640;
 
 /// Vectors in the width of a full tile.
 ///
@@ -160,29 +161,42 @@ pub(super) fn tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     sums
 }
 
+/// What multiplies.
+#[derive(Clone, Copy)]
+pub(super) enum Multiplier {
+    /// Vectors.
+    Vectors(Arch),
+    /// Tiles of terms.
+    Split(split::Kernel),
+}
+
 /// A linear layer's weights in panels, and its bias.
 pub(crate) struct PackedLinear {
+    multiplier: Multiplier,
     inputs: usize,
     outputs: usize,
-    /// Columns of a full panel; the last one is as many vectors narrower as it can be.
+    /// Columns of a full panel; the last one is as many quanta narrower as it can be.
     panel: usize,
-    /// `outputs`, rounded up to whole vectors.
+    /// `outputs`, rounded up to whole vectors or tiles.
     columns: usize,
-    /// Per depth block, per panel: [block depth, panel]; columns beyond `outputs` are zero.
+    /// Per depth block, per panel: [block depth to whole steps, panel]; what is beyond the layer's is zero.
     values: Buffer,
     /// [columns], zeros beyond `outputs`.
     bias: Buffer,
 }
 
 impl PackedLinear {
-    /// Packs rows of weights ([outputs, inputs] each, stacked) for vectors of `lanes`, on all
-    /// threads of the pool it is called in; `None` when memory is short.
-    pub(super) fn pack(parts: &[LinearRows<'_>], inputs: usize, lanes: usize) -> Option<Self> {
+    /// Packs rows of weights ([outputs, inputs] each, stacked), on all threads of the pool it is called in; `None`
+    /// when memory is short.
+    pub(super) fn pack(parts: &[LinearRows<'_>], inputs: usize, multiplier: Multiplier) -> Option<Self> {
         let part_outputs = |part: &LinearRows<'_>| part.bias.len();
         let outputs: usize = parts.iter().map(part_outputs).sum();
-        let panel = TILE_VECTORS * lanes;
-        let columns = outputs.next_multiple_of(lanes);
-        let mut values = Buffer::zeroed(columns * inputs)?;
+        let (panel, quantum, step) = match multiplier {
+            Multiplier::Vectors(arch) => (TILE_VECTORS * lanes(arch), lanes(arch), 1),
+            Multiplier::Split(_) => (brain::TILE_COLUMNS, brain::TILE_COLUMNS, brain::STEP),
+        };
+        let columns = outputs.next_multiple_of(quantum);
+        let mut values = Buffer::zeroed(columns * inputs.next_multiple_of(step))?;
         let mut bias = Buffer::zeroed(columns)?;
         let mut rows = Vec::new();
         rows.try_reserve_exact(outputs).ok()?;
@@ -193,7 +207,7 @@ impl PackedLinear {
         }
         let mut rest = values.as_mut_slice();
         for start in (0..inputs).step_by(DEPTH) {
-            let depth = DEPTH.min(inputs - start);
+            let depth = DEPTH.min(inputs - start).next_multiple_of(step);
             let (block, after) = rest.split_at_mut(depth * columns);
             rest = after;
             block.par_chunks_mut(depth * panel).zip(rows.par_chunks(panel)).for_each(|(packed, rows)| {
@@ -201,9 +215,10 @@ impl PackedLinear {
                 // A few lines of each row at a time: both sides stay in the first-level cache.
                 let mut line = [0.0; PACKED_STEPS];
                 for (lines, packed) in packed.chunks_mut(PACKED_STEPS * width).enumerate() {
-                    let line = &mut line[..packed.len() / width];
+                    let first_input = start + lines * PACKED_STEPS;
+                    let line = &mut line[..(packed.len() / width).min(inputs - first_input)];
                     for (column, (weight, first)) in rows.iter().enumerate() {
-                        weight.read(first + start + lines * PACKED_STEPS, line);
+                        weight.read(first + first_input, line);
                         for (target, value) in packed[column..].iter_mut().step_by(width).zip(&*line) {
                             *target = *value;
                         }
@@ -211,7 +226,7 @@ impl PackedLinear {
                 }
             });
         }
-        Some(Self { inputs, outputs, panel, columns, values, bias })
+        Some(Self { multiplier, inputs, outputs, panel, columns, values, bias })
     }
 
     pub(super) fn inputs(&self) -> usize {
@@ -226,11 +241,21 @@ impl PackedLinear {
         4 * (self.values.as_slice().len() + self.bias.as_slice().len()) as u64
     }
 
-    /// Applies the layer to `x` [rows, inputs], `rows` a multiple of [`ROW_QUANTUM`].
+    /// Applies the layer to `x` [rows, inputs], `rows` a multiple of [`ROW_QUANTUM`], or of a tile's.
     ///
-    /// `out`: [rows, outputs].
-    pub(super) fn apply(&self, arch: Arch, x: &[f32], epilogue: Epilogue, out: &mut [f32]) {
-        arch.dispatch(Apply { linear: self, x, epilogue, out });
+    /// `scratch`: for what is split. `out`: [rows, outputs].
+    pub(super) fn apply(&self, x: &[f32], epilogue: Epilogue, scratch: &mut split::Scratch, out: &mut [f32]) {
+        match self.multiplier {
+            Multiplier::Vectors(arch) => arch.dispatch(Apply { linear: self, x, epilogue, out }),
+            Multiplier::Split(kernel) => {
+                let Self { inputs, outputs, .. } = *self;
+                let (weights, bias) = (self.values.as_slice(), self.bias.as_slice());
+                kernel.multiply(
+                    split::Block { x, inputs, outputs, depth: DEPTH, weights, bias, epilogue, out },
+                    scratch,
+                );
+            }
+        }
     }
 }
 

@@ -156,7 +156,7 @@ define_amx_step!("tdpbf16ps");
 /// # Safety
 /// As of [`amx_step`].
 #[inline(always)]
-unsafe fn amx_clear() {
+pub(in crate::cpu) unsafe fn amx_clear() {
     // SAFETY: by the caller's promise.
     unsafe {
         asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
@@ -188,7 +188,7 @@ unsafe fn amx_load(sums: *const f32) {
 /// # Safety
 /// As of [`amx_step`]; `sums` must be that long.
 #[inline(always)]
-unsafe fn amx_store(sums: *mut f32, stride: usize) {
+pub(in crate::cpu) unsafe fn amx_store(sums: *mut f32, stride: usize) {
     // SAFETY: by the caller's promise.
     unsafe {
         asm!(
