@@ -8,11 +8,14 @@ use pulp::x86::V4;
 use super::super::brain::x86::{amx_clear, amx_store, mask};
 use super::super::brain::{GROUP, Line, STEP, TILE_COLUMNS, TILE_ROWS};
 use super::super::elementary::gelu;
-use super::{Block, STEP_LINES, Scratch};
+use super::{Block, PRODUCTS, STEP_LINES, Scratch};
 use crate::ops::Epilogue;
 
 /// Lines of a term in a step.
 const TERM_LINES: usize = STEP_LINES / super::TERMS;
+
+/// Binary digits of a fraction of a row or line.
+const FRACTION: u32 = 16;
 
 /// How far ahead of the weights that are split others are asked for, in numbers: some of the latency of the memory.
 const AHEAD: usize = 2 * STEP * TILE_COLUMNS;
@@ -92,14 +95,14 @@ impl Splitting {
         Self { weights, out, done: 0, lines: steps * TERM_LINES }
     }
 
-    /// Splits up to `count` more lines.
+    /// Splits up to line `until`.
     ///
     /// # Safety
     /// The processor must have the instructions.
     #[target_feature(enable = "avx512f")]
     #[inline]
-    unsafe fn go_on(&mut self, count: usize) {
-        let until = self.lines.min(self.done + count);
+    unsafe fn go_on(&mut self, until: usize) {
+        let until = until.min(self.lines);
         for line in self.done..until {
             // Half a row of the panel, and its other number of the pair 16 rows below.
             let (step, pair, half) = (line / TERM_LINES, line % TERM_LINES / 2, line % 2);
@@ -114,68 +117,50 @@ impl Splitting {
                 store(self.out.add(step * STEP_LINES + half * GROUP + pair), terms);
             }
         }
-        self.done = until;
+        self.done = until.max(self.done);
     }
 }
 
-/// One step of a tile in tmm0 to tmm3: the [`super::PRODUCTS`] of two AMX tiles of rows with two of weights.
+/// Multiplies the terms in tmm4 and tmm5 (rows) with those in tmm6 and tmm7 (weights), after loading what is said: a
+/// tile, from where, and how far behind in bytes.
+macro_rules! amx_product {
+    ($rows:expr, $weights:expr, $($tile:literal, $side:literal, $place:literal);+) => {
+        asm!(
+            $(concat!("tileloadd ", $tile, ", [{", $side, "} + {line}*1 + ", $place, "]"),)+
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "/* {rows} {weights} */",
+            rows = in(reg) $rows,
+            weights = in(reg) $weights,
+            line = in(reg) size_of::<Line>(),
+            options(nostack, readonly)
+        )
+    };
+}
+
+/// One step of a tile in tmm0 to tmm3: the [`super::PRODUCTS`] of two AMX tiles of rows with two of weights, with other
+/// work `between` them.
 ///
 /// # Safety
 /// Tiles must be set up; [`STEP_LINES`] are read from `rows` and `weights`.
 #[inline(always)]
-unsafe fn amx_step(rows: *const Line, weights: *const Line) {
+unsafe fn amx_step(rows: *const Line, weights: *const Line, mut between: impl FnMut(usize)) {
     // SAFETY: by the caller's promise.
     unsafe {
-        asm!(
-            // Third terms of the rows with first of the weights.
-            "tileloadd tmm6, [{weights} + {line}*1]",
-            "tileloadd tmm4, [{rows} + {line}*1 + 4096]",
-            "tileloadd tmm7, [{weights} + {line}*1 + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{rows} + {line}*1 + 5120]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            // Second, first.
-            "tileloadd tmm4, [{rows} + {line}*1 + 2048]",
-            "tileloadd tmm5, [{rows} + {line}*1 + 3072]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            // Second, second.
-            "tileloadd tmm6, [{weights} + {line}*1 + 2048]",
-            "tileloadd tmm7, [{weights} + {line}*1 + 3072]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            // First, second.
-            "tileloadd tmm4, [{rows} + {line}*1]",
-            "tileloadd tmm5, [{rows} + {line}*1 + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            // First, third.
-            "tileloadd tmm6, [{weights} + {line}*1 + 4096]",
-            "tileloadd tmm7, [{weights} + {line}*1 + 5120]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            // First, first.
-            "tileloadd tmm6, [{weights} + {line}*1]",
-            "tileloadd tmm7, [{weights} + {line}*1 + 1024]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            rows = in(reg) rows,
-            weights = in(reg) weights,
-            line = in(reg) size_of::<Line>(),
-            options(nostack, readonly)
-        );
+        amx_product!(rows, weights, "tmm6", "weights", 0; "tmm4", "rows", 4096; "tmm7", "weights", 1024; "tmm5", "rows", 5120);
+        between(0);
+        amx_product!(rows, weights, "tmm4", "rows", 2048; "tmm5", "rows", 3072);
+        between(1);
+        amx_product!(rows, weights, "tmm6", "weights", 2048; "tmm7", "weights", 3072);
+        between(2);
+        amx_product!(rows, weights, "tmm4", "rows", 0; "tmm5", "rows", 1024);
+        between(3);
+        amx_product!(rows, weights, "tmm6", "weights", 4096; "tmm7", "weights", 5120);
+        between(4);
+        amx_product!(rows, weights, "tmm6", "weights", 0; "tmm7", "weights", 1024);
+        between(5);
     }
 }
 
@@ -266,8 +251,10 @@ pub(super) unsafe fn multiply(block: Block<'_>, scratch: &mut Scratch) {
                 next = next.add(steps * STEP * TILE_COLUMNS);
                 let next_steps = if panel + 1 < panels { steps } else { steps_from(start + depth) };
                 let mut splitting = Splitting::new(next, right[1], next_steps);
-                let lines_per_step = splitting.lines.div_ceil(tiles * steps);
-                let rows_per_step = TILE_ROWS.div_ceil(steps);
+                // Spread evenly over the products.
+                let slots = steps * PRODUCTS.len();
+                let rows_per_slot = (TILE_ROWS << FRACTION).div_ceil(slots);
+                let lines_per_slot = (splitting.lines << FRACTION).div_ceil(tiles * slots);
                 for tile in 0..tiles {
                     let ending = Ending {
                         bias,
@@ -278,18 +265,24 @@ pub(super) unsafe fn multiply(block: Block<'_>, scratch: &mut Scratch) {
                         epilogue: last.then_some(epilogue),
                     };
                     amx_clear();
+                    let mut row = 0;
                     for step in 0..steps {
                         amx_step(
                             left.add((tile * steps + step) * STEP_LINES),
                             right[0].add(step * STEP_LINES),
+                            |product| {
+                                let slot = step * PRODUCTS.len() + product + 1;
+                                let until = TILE_ROWS.min((slot * rows_per_slot) >> FRACTION);
+                                while row < until {
+                                    ending.prefetch(row);
+                                    if let Some(done) = &done {
+                                        done.row(row, sums.add(row * TILE_COLUMNS));
+                                    }
+                                    row += 1;
+                                }
+                                splitting.go_on(((tile * slots + slot) * lines_per_slot) >> FRACTION);
+                            },
                         );
-                        for row in step * rows_per_step..TILE_ROWS.min((step + 1) * rows_per_step) {
-                            ending.prefetch(row);
-                            if let Some(done) = &done {
-                                done.row(row, sums.add(row * TILE_COLUMNS));
-                            }
-                        }
-                        splitting.go_on(lines_per_step);
                     }
                     amx_store(sums, TILE_COLUMNS);
                     done = Some(ending);
