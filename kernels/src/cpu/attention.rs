@@ -11,26 +11,31 @@ use pulp::{Simd, WithSimd};
 
 use super::buffer::Buffer;
 use super::elementary::exp2;
-use super::product::{Left, prefetch, tile};
+use super::product::{Left, tile};
 use super::rotary::Rotary;
 
 /// Keys of one block: their scores take 30 kB at most, so that they, the queries and a part of the
 /// values stay in a first-level cache of 48 kB. A multiple of every tile height.
 const KEYS: usize = 240;
 
+/// Columns of queries, keys and values that are packed together, of several heads if they are narrow: a row's numbers
+/// come as whole pieces of memory, in the order in which the processor expects them. One head at a time, a quarter of
+/// attention was waiting for single lines a row apart.
+const PACKED_COLUMNS: usize = 128;
+
 /// Vectors of queries that are attended together.
 const QUERY_VECTORS: usize = 2;
 
-/// Scratch memory of one thread, used again for every head.
+/// Scratch memory of one thread, used again for every [`PACKED_COLUMNS`].
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Rotated keys, [tokens to a whole tile, head width].
+    /// Rotated keys: per head, [tokens to a whole tile, head width].
     keys: Buffer,
-    /// Values: per panel of head columns, [tokens, panel].
+    /// Values: per head and panel of its columns, [tokens, panel].
     values: Buffer,
     /// One rotated, scaled query.
     query: Buffer,
-    /// Rotated, scaled queries, [head width, queries].
+    /// Rotated, scaled queries: per head and group of queries, [head width, queries].
     queries: Buffer,
     /// Scores of the queries against one block of keys, [KEYS, queries].
     scores: Buffer,
@@ -139,54 +144,71 @@ impl Attend<'_> {
         // Powers of two take the place of those of e.
         let scale = (head_width as f32).powf(-0.5) * std::f32::consts::LOG2_E;
 
+        let together = (PACKED_COLUMNS / head_width).clamp(1, heads.len().max(1));
+        let groups = rows.len().div_ceil(group);
+        let (keys_len, values_len) = (padded * head_width, tokens * columns);
+        let (queries_len, group_len) = (groups * group * head_width, group * head_width);
         let Scratch { keys, values, query, queries, scores, sums } = scratch;
-        let keys = keys.at_least(padded * head_width);
-        let values = values.at_least(tokens * columns);
+        let keys = keys.at_least(together * keys_len);
+        let values = values.at_least(together * values_len);
         let query = query.at_least(head_width);
-        let queries = queries.at_least(group * head_width);
+        let queries = queries.at_least(together * queries_len);
         let scores = scores.at_least(KEYS * group);
         let sums = sums.at_least(group * columns);
-        // Scores against rows beyond the last key are computed and never looked at.
-        keys[tokens * head_width..].fill(0.0);
+        // Scores against rows beyond the last key, and of queries beyond the last, are computed and never looked at.
+        for keys in keys.chunks_exact_mut(keys_len) {
+            keys[tokens * head_width..].fill(0.0);
+        }
+        for queries in queries.chunks_exact_mut(queries_len) {
+            queries[queries_len - group_len..].fill(0.0);
+        }
 
-        for head in heads {
-            let at = head * head_width;
-            for (token, key) in keys.chunks_exact_mut(head_width).take(tokens).enumerate() {
-                let row = &qkv[token * stride..][..stride];
-                // The next head's numbers lie a row apart, where no processor expects them.
-                for part in 0..3 {
-                    prefetch(row.as_ptr().wrapping_add(part * hidden + at + head_width));
+        for first_head in heads.clone().step_by(together) {
+            let together = together.min(heads.end - first_head);
+            for (token, row) in qkv.chunks_exact(stride).enumerate() {
+                let part = |index: usize| {
+                    let part = &row[index * hidden + first_head * head_width..][..together * head_width];
+                    part.chunks_exact(head_width)
+                };
+                for (x, keys) in part(1).zip(keys.chunks_exact_mut(keys_len)) {
+                    rotary.rotate(x, token, 1.0, &mut keys[token * head_width..][..head_width]);
                 }
-                rotary.rotate(&row[hidden + at..][..head_width], token, 1.0, key);
-                let row = &row[2 * hidden + at..][..head_width];
-                for (panel, part) in row.chunks(value_panel).enumerate() {
-                    let target = &mut values[(panel * tokens + token) * value_panel..][..value_panel];
-                    let (target, _) = S::as_mut_simd_f32s(target);
-                    let (whole, tail) = S::as_simd_f32s(part);
-                    for (index, target) in target.iter_mut().enumerate() {
-                        // Columns beyond the head are zero: an earlier use of the memory may have
-                        // left anything there.
-                        *target = match whole.get(index) {
-                            Some(value) => *value,
-                            None if index == whole.len() => simd.partial_load_f32s(tail),
-                            None => simd.splat_f32s(0.0),
-                        };
+                for (x, values) in part(2).zip(values.chunks_exact_mut(values_len)) {
+                    for (panel, part) in x.chunks(value_panel).enumerate() {
+                        let target = &mut values[(panel * tokens + token) * value_panel..][..value_panel];
+                        let (target, _) = S::as_mut_simd_f32s(target);
+                        let (whole, tail) = S::as_simd_f32s(part);
+                        for (index, target) in target.iter_mut().enumerate() {
+                            // Columns beyond the head are zero: an earlier use of the memory may have
+                            // left anything there.
+                            *target = match whole.get(index) {
+                                Some(value) => *value,
+                                None if index == whole.len() => simd.partial_load_f32s(tail),
+                                None => simd.splat_f32s(0.0),
+                            };
+                        }
+                    }
+                }
+                if rows.contains(&token) {
+                    let (index, lane) = ((token - rows.start) / group, (token - rows.start) % group);
+                    for (x, queries) in part(0).zip(queries.chunks_exact_mut(queries_len)) {
+                        rotary.rotate(x, token, scale, query);
+                        let targets = queries[index * group_len + lane..].iter_mut().step_by(group);
+                        for (target, value) in targets.zip(&*query) {
+                            *target = *value;
+                        }
                     }
                 }
             }
 
-            for first in rows.clone().step_by(group) {
+            for (slot, first) in
+                (0..together).flat_map(|slot| rows.clone().step_by(group).map(move |first| (slot, first)))
+            {
+                let at = (first_head + slot) * head_width;
+                let keys = &keys[slot * keys_len..][..keys_len];
+                let values = &values[slot * values_len..][..values_len];
+                let queries = &queries[slot * queries_len + (first - rows.start) * head_width..][..group_len];
                 let queries_len = group.min(rows.end - first);
-                for row in 0..queries_len {
-                    let x = &qkv[(first + row) * stride + at..][..head_width];
-                    rotary.rotate(x, first + row, scale, query);
-                    for (target, value) in queries[row..].iter_mut().step_by(group).zip(&*query) {
-                        *target = *value;
-                    }
-                }
-                for line in queries.chunks_exact_mut(group) {
-                    line[queries_len..].fill(0.0);
-                }
                 let mut maxima = [simd.splat_f32s(f32::NEG_INFINITY); QUERY_VECTORS];
                 let mut totals = [simd.splat_f32s(0.0); QUERY_VECTORS];
 
