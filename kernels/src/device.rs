@@ -12,7 +12,7 @@ use crate::nvml::{Driver, GpuIdentity, GpuSample, Library, Nvml, NvmlError};
 pub struct Machine {
     /// The processor's own name.
     pub cpu_model: Option<String>,
-    /// The vector instructions that the CPU engine uses here.
+    /// The instructions that the CPU engine uses here in fp32.
     pub cpu_instructions: &'static str,
     /// Instruction sets that matter to an engine, now or later.
     pub cpu_features: Vec<&'static str>,
@@ -43,7 +43,7 @@ pub fn probe() -> Machine {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     Machine {
         cpu_model: cpu_model(&cpuinfo),
-        cpu_instructions: cpu::instructions(),
+        cpu_instructions: cpu::fp32_instructions(),
         cpu_features: cpu::features(),
         threads: std::thread::available_parallelism().ok().map(usize::from),
         memory_bytes: meminfo_bytes(&meminfo, "MemTotal"),

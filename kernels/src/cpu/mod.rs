@@ -140,7 +140,10 @@ pub fn int8_instructions() -> Option<&'static str> {
 
 /// The instructions that the engine uses in fp32 on this machine.
 pub fn fp32_instructions() -> &'static str {
-    if split::Kernel::detect().is_some() { "AMX" } else { instructions() }
+    match split::Kernel::detect() {
+        Some(_) => "AMX, AVX-512",
+        None => instructions(),
+    }
 }
 
 /// The vector instructions that the engine uses on this machine.
