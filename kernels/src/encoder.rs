@@ -383,31 +383,56 @@ impl<'a> Source<'a> {
     }
 
     fn table<O: Ops>(&self, ops: &mut O) -> Result<O::Table, EngineError> {
-        ops.table(&self.get(Weight::Embedding)?)
+        let table = ops.table(&self.get(Weight::Embedding)?)?;
+        self.release(&[Weight::Embedding]);
+        Ok(table)
+    }
+
+    fn norm<O: Ops>(&self, ops: &mut O, scale: Weight, shift: Weight) -> Result<O::Norm, EngineError> {
+        let eps = self.model.config().layer_norm_eps;
+        let norm = ops.norm(&self.get(scale)?, &self.get(shift)?, eps)?;
+        self.release(&[scale, shift]);
+        Ok(norm)
+    }
+
+    /// A linear layer of weights and their biases, stacked.
+    fn linear<O: Ops>(&self, ops: &mut O, parts: &[[Weight; 2]]) -> Result<O::Linear, EngineError> {
+        let rows: Vec<_> = parts
+            .iter()
+            .map(|&[weight, bias]| {
+                Ok::<_, EngineError>(LinearRows { weight: self.get(weight)?, bias: self.get(bias)? })
+            })
+            .collect::<Result<_, _>>()?;
+        let linear = ops.linear(&rows)?;
+        self.release(parts.as_flattened());
+        Ok(linear)
+    }
+
+    /// Gives back the memory through which weights were read that are prepared now: else the whole file would stay
+    /// beside what was made of it.
+    fn release(&self, weights: &[Weight]) {
+        for &weight in weights {
+            self.model.release(weight);
+        }
     }
 
     fn layer<O: Ops>(&self, ops: &mut O, index: usize) -> Result<Layer<O>, EngineError> {
         use LayerWeight as W;
-        let part = |part: LayerWeight| self.get(Weight::Layer(index, part));
-        let rows = |weight: LayerWeight, bias: LayerWeight| {
-            Ok::<_, EngineError>(LinearRows { weight: part(weight)?, bias: part(bias)? })
-        };
-        let eps = self.model.config().layer_norm_eps;
+        let part = |part: LayerWeight| Weight::Layer(index, part);
+        let rows = |weight: LayerWeight, bias: LayerWeight| [part(weight), part(bias)];
+        let query_key_value =
+            [rows(W::Query, W::QueryBias), rows(W::Key, W::KeyBias), rows(W::Value, W::ValueBias)];
         Ok(Layer {
-            attention_norm: ops.norm(&part(W::AttentionNormScale)?, &part(W::AttentionNormShift)?, eps)?,
-            query_key_value: ops.linear(&[
-                rows(W::Query, W::QueryBias)?,
-                rows(W::Key, W::KeyBias)?,
-                rows(W::Value, W::ValueBias)?,
-            ])?,
-            output: ops.linear(&[rows(W::Output, W::OutputBias)?])?,
-            feed_forward_norm: ops.norm(
-                &part(W::FeedForwardNormScale)?,
-                &part(W::FeedForwardNormShift)?,
-                eps,
+            attention_norm: self.norm(ops, part(W::AttentionNormScale), part(W::AttentionNormShift))?,
+            query_key_value: self.linear(ops, &query_key_value)?,
+            output: self.linear(ops, &[rows(W::Output, W::OutputBias)])?,
+            feed_forward_norm: self.norm(
+                ops,
+                part(W::FeedForwardNormScale),
+                part(W::FeedForwardNormShift),
             )?,
-            expand: ops.linear(&[rows(W::Expand, W::ExpandBias)?])?,
-            contract: ops.linear(&[rows(W::Contract, W::ContractBias)?])?,
+            expand: self.linear(ops, &[rows(W::Expand, W::ExpandBias)])?,
+            contract: self.linear(ops, &[rows(W::Contract, W::ContractBias)])?,
         })
     }
 
@@ -416,8 +441,7 @@ impl<'a> Source<'a> {
         if self.layers < self.model.config().layers {
             return Ok(None);
         }
-        let eps = self.model.config().layer_norm_eps;
-        ops.norm(&self.get(Weight::FinalNormScale)?, &self.get(Weight::FinalNormShift)?, eps).map(Some)
+        self.norm(ops, Weight::FinalNormScale, Weight::FinalNormShift).map(Some)
     }
 }
 

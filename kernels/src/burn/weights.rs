@@ -76,6 +76,7 @@ impl<B: Backend> Loading<'_, B> {
     fn matrix(&mut self, weight: Weight) -> Result<Tensor<B, 2>, EngineError> {
         let tensor = self.model.tensor(weight).map_err(|error| EngineError::Model(chain(&error)))?;
         let values = tensor.to_f32();
+        self.model.release(weight);
         self.bytes += 4 * values.len() as u64;
         let columns = tensor.shape.last().copied().unwrap_or(1);
         let rows = values.len() / columns.max(1);

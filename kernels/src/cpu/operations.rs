@@ -352,9 +352,7 @@ impl Ops for CpuOps {
         let stacked = parts.len() > 1;
         let packed = pool.install(|| match self.kernels {
             Kernels { integer: Some(kernel), brain, .. } if brain.is_none() || !stacked => {
-                let numbers: Vec<_> =
-                    parts.iter().map(|part| (part.weight.to_f32(), part.bias.to_f32())).collect();
-                IntegerLinear::pack(kernel, self.kernels.form(), &numbers, inputs).map(Product::Integer)
+                IntegerLinear::pack(kernel, self.kernels.form(), parts, inputs).map(Product::Integer)
             }
             Kernels { brain: Some(kernel), .. } => {
                 BrainLinear::pack(kernel, parts, inputs).map(Product::Brain)

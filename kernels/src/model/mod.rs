@@ -1,8 +1,8 @@
 //! ESM-2 weights on disk: where they are, what shape they have, one view per tensor.
 //!
 //! Engines ask a [`Model`] for its configuration and for each weight by its role; no engine knows
-//! file formats. Weights stay in the mapped file until an engine converts them. Nothing here
-//! downloads, and no checkpoint's pickle is executed.
+//! file formats. Weights stay in the mapped file until an engine converts them and says so: then their
+//! pages are released. Nothing here downloads, and no checkpoint's pickle is executed.
 
 mod archive;
 mod checkpoint;
@@ -185,6 +185,16 @@ impl Model {
                 path: self.files.first().cloned().unwrap_or_else(|| PathBuf::from("embedded model")),
                 tensor: weight.name(),
             }),
+        }
+    }
+
+    /// Says that `weight` is not read again soon: the memory of its part of a mapped file is given back.
+    ///
+    /// Its views stay valid; reading them again costs what reading them first did with the file in the system's
+    /// cache.
+    pub fn release(&self, weight: Weight) {
+        if let Some(stored) = self.tensors.get(&weight) {
+            stored.release();
         }
     }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
 use super::{ModelError, Weight};
@@ -120,6 +120,25 @@ impl Bytes {
             Self::Mapped(map) => map,
         }
     }
+
+    /// Lets go of the memory behind the pages that hold `range`, if it is a file's: its pages count as this
+    /// process's for as long as they are mapped.
+    ///
+    /// They stay in the system's cache. What is read again, or shares a page with what is, comes back from there.
+    fn release(&self, range: &Range<usize>) {
+        match self {
+            Self::Static(_) => {}
+            Self::Mapped(map) => {
+                // SAFETY: a read-only map of a file has no pages of its own that could be lost: whoever reads
+                // there again, now or later, finds the bytes of the file, as before.
+                let released = unsafe {
+                    map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
+                };
+                // Refused where the process has locked its memory; then that is what was wanted.
+                drop(released);
+            }
+        }
+    }
 }
 
 /// Where a tensor's bytes come from.
@@ -193,6 +212,15 @@ impl StoredTensor {
             })?),
         };
         Ok(Tensor { stored: self.stored_type()?, shape: &self.shape, bytes })
+    }
+
+    /// Lets go of the memory through which views are read.
+    pub(super) fn release(&self) {
+        match &self.origin {
+            Origin::Range(bytes, range) => bytes.release(range),
+            // Its views own their bytes.
+            Origin::Checkpoint(_) => {}
+        }
     }
 }
 

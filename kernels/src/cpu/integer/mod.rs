@@ -18,12 +18,12 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::brain::{self, Grid, Line, TILE_COLUMNS, TILE_ROWS};
 use super::buffer::Buffer;
-use crate::ops::Epilogue;
+use crate::model::Tensor;
+use crate::ops::{Epilogue, LinearRows};
 
 /// Numbers of a line: what one step of a kernel takes from each row.
 const BYTES: usize = 64;
@@ -199,7 +199,7 @@ pub(super) struct IntegerLinear {
     outputs: usize,
     /// Per panel: [words of the inputs, [`TILE_COLUMNS`], [`WORD`]]; inputs and columns beyond the layer's are
     /// zero.
-    values: Vec<Line>,
+    values: Buffer,
     /// [outputs], then zeros to a whole panel.
     scales: Buffer,
     /// The same.
@@ -232,60 +232,47 @@ struct Ending<'a> {
     gelu: bool,
 }
 
-/// The nearest whole number of one below 2^22, the even one of two, without the function call that it is where
-/// the compiler may not assume more than SSE2: of such sums f32 keeps no fraction.
+/// The nearest whole number of one between -128 and 127, the even one of two.
+///
+/// Without the function call that rounding is, and the checks that a conversion makes, where the compiler may not
+/// assume more than SSE2: of such sums f32 keeps no fraction, and the last byte is the number.
 #[inline(always)]
-fn nearest(x: f32) -> f32 {
+fn nearest(x: f32) -> i8 {
     const UNIT: f32 = 12_582_912.0;
-    (x + UNIT) - UNIT
+    (x + UNIT).to_bits() as i8
 }
 
+/// A row of weights: the tensor that holds it, and where it begins there.
+type Row<'a> = (&'a Tensor<'a>, usize);
+
 impl IntegerLinear {
-    /// Packs rows of weights ([outputs, inputs] each, stacked) for activations kept in this form, on rayon's
-    /// threads; `None` when memory is short.
-    pub(super) fn pack(
-        kernel: Kernel,
-        form: Form,
-        parts: &[(Vec<f32>, Vec<f32>)],
-        inputs: usize,
-    ) -> Option<Self> {
-        let rows: Vec<&[f32]> = parts.iter().flat_map(|(weight, _)| weight.chunks_exact(inputs)).collect();
-        let outputs = rows.len();
+    /// Packs rows of weights ([outputs, inputs] each, stacked) for activations kept in this form, on all threads of
+    /// the pool it is called in; `None` when memory is short.
+    pub(super) fn pack(kernel: Kernel, form: Form, parts: &[LinearRows<'_>], inputs: usize) -> Option<Self> {
+        let outputs: usize = parts.iter().map(|part| part.bias.len()).sum();
         let columns = outputs.next_multiple_of(TILE_COLUMNS);
         let panel_lines = steps(inputs) * TILE_COLUMNS;
-        let mut values = Vec::new();
-        values.try_reserve_exact(columns * steps(inputs)).ok()?;
-        values.resize(columns * steps(inputs), Line::zeroed());
+        let mut values = Buffer::zeroed(columns * steps(inputs) * (size_of::<Line>() / size_of::<f32>()))?;
         let (mut scales, mut bias) = (Buffer::zeroed(columns)?, Buffer::zeroed(columns)?);
-        for (bias, value) in bias.as_mut_slice().iter_mut().zip(parts.iter().flat_map(|(_, bias)| bias)) {
-            *bias = *value;
-        }
         let mut starts = vec![0; columns];
-        values
+        let mut rows: Vec<Row<'_>> = Vec::new();
+        rows.try_reserve_exact(outputs).ok()?;
+        for part in parts {
+            let first = rows.len();
+            part.bias.read(0, &mut bias.as_mut_slice()[first..][..part.bias.len()]);
+            rows.extend((0..part.bias.len()).map(|row| (&part.weight, row * inputs)));
+        }
+        let panels: &mut [Line] = bytemuck::cast_slice_mut(values.as_mut_slice());
+        panels
             .par_chunks_exact_mut(panel_lines)
             .zip(rows.par_chunks(TILE_COLUMNS))
             .zip(scales.as_mut_slice().par_chunks_mut(TILE_COLUMNS))
             .zip(starts.par_chunks_mut(TILE_COLUMNS))
             .for_each(|(((panel, rows), scales), starts)| {
-                let panel: &mut [i8] = bytemuck::cast_slice_mut(panel);
-                for (column, row) in rows.iter().enumerate() {
-                    // NaN compares as none of both: it must not get lost.
-                    let largest = row.iter().fold(0f32, |m, w| if w.abs() <= m { m } else { w.abs() });
-                    let largest = if row.iter().all(|w| w.is_finite()) { largest } else { f32::NAN };
-                    let (scale, inverse) = scale(largest);
-                    scales[column] = scale;
-                    let mut total = 0;
-                    for step in 0..steps(inputs) {
-                        for byte in 0..BYTES {
-                            let Some(weight) = row.get(step * BYTES + form.column(byte)) else { continue };
-                            let word = step * (BYTES / WORD) + byte / WORD;
-                            // Within -127 and 127; a row with NaN becomes zeros, its scale shows it.
-                            let weight = nearest(weight * inverse) as i8;
-                            panel[(word * TILE_COLUMNS + column) * WORD + byte % WORD] = weight;
-                            total += i32::from(weight);
-                        }
-                    }
-                    starts[column] = if kernel.shifts() { -128 * total } else { 0 };
+                let inverses = measure(rows, inputs, scales);
+                round(form, rows, inputs, &inverses, panel, starts);
+                for start in starts {
+                    *start = if kernel.shifts() { -128 * *start } else { 0 };
                 }
             });
         Some(Self { kernel, form, inputs, outputs, values, scales, bias, starts })
@@ -334,7 +321,8 @@ impl IntegerLinear {
         );
         self.kernel.quantise(x, inputs, integers, row_scales);
 
-        let grid = Grid { x: integers, tiles: rows / TILE_ROWS, steps, weights: &self.values, panels };
+        let weights = bytemuck::cast_slice(self.values.as_slice());
+        let grid = Grid { x: integers, tiles: rows / TILE_ROWS, steps, weights, panels };
         let ending = Ending {
             row_scales,
             scales: self.scales.as_slice(),
@@ -357,5 +345,57 @@ impl IntegerLinear {
             Kernel::Plain => plain::multiply(&block, out),
         }
         drop(configured);
+    }
+}
+
+/// Finds the scale of each row, and the factors that make integers of their numbers.
+fn measure(rows: &[Row<'_>], inputs: usize, scales: &mut [f32]) -> [f32; TILE_COLUMNS] {
+    const READ: usize = 1_024;
+    let (mut inverses, mut numbers) = ([0.0; TILE_COLUMNS], [0.0f32; READ]);
+    for (((weight, first), row_scale), inverse) in rows.iter().zip(scales).zip(&mut inverses) {
+        // Without their sign numbers compare as integers, infinity and then NaN above all others.
+        let mut largest = 0;
+        for start in (0..inputs).step_by(READ) {
+            let numbers = &mut numbers[..READ.min(inputs - start)];
+            weight.read(first + start, numbers);
+            let magnitude = |number: &f32| number.abs().to_bits() as i32;
+            largest = numbers.iter().map(magnitude).fold(largest, i32::max);
+        }
+        (*row_scale, *inverse) = scale(f32::from_bits(largest as u32));
+    }
+    inverses
+}
+
+/// Makes integers of up to [`TILE_COLUMNS`] rows, the columns of a `panel` of zeros; `totals` become their sums.
+fn round(
+    form: Form,
+    rows: &[Row<'_>],
+    inputs: usize,
+    inverses: &[f32],
+    panel: &mut [Line],
+    totals: &mut [i32],
+) {
+    let columns: [usize; BYTES] = std::array::from_fn(|byte| form.column(byte));
+    let mut numbers = [0.0; BYTES];
+    // A step of all rows after the other: what is written lies together, and what is read was just read.
+    for (step, words) in panel.chunks_exact_mut(TILE_COLUMNS).enumerate() {
+        let words: &mut [[i8; WORD]] = bytemuck::cast_slice_mut(words);
+        let start = step * BYTES;
+        let numbers = &mut numbers[..BYTES.min(inputs - start)];
+        for (column, ((weight, first), inverse)) in rows.iter().zip(inverses).enumerate() {
+            // A row of next to nothing becomes zeros, and one with NaN, whose scale shows it.
+            if *inverse == 0.0 {
+                continue;
+            }
+            weight.read(first + start, numbers);
+            let mut integers = [0; BYTES];
+            for (integer, number) in integers.iter_mut().zip(numbers.iter()) {
+                *integer = nearest(number * inverse);
+            }
+            totals[column] += integers.iter().map(|&integer| i32::from(integer)).sum::<i32>();
+            for (word, columns) in columns.as_chunks::<WORD>().0.iter().enumerate() {
+                words[word * TILE_COLUMNS + column] = columns.map(|column| integers[column]);
+            }
+        }
     }
 }

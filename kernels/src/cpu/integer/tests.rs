@@ -1,8 +1,9 @@
 use bytemuck::Zeroable;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::super::brain::{STEP, line_of, lines};
 use super::*;
+use crate::model::StoredType;
 
 /// The plain twin and whatever this machine has, with the forms in which it gets activations.
 fn kernels() -> Vec<(Kernel, Form)> {
@@ -34,6 +35,25 @@ fn integers(rows: usize, width: usize, seed: usize) -> Vec<f32> {
         row[0] = 127.0;
     }
     numbers
+}
+
+/// Numbers as a file stores them, rounded to that.
+fn stored(numbers: &[f32], stored: StoredType) -> Tensor<'static> {
+    let bytes = |number: &f32| match stored {
+        StoredType::F32 => number.to_le_bytes().to_vec(),
+        StoredType::F16 => f16::from_f32(*number).to_le_bytes().to_vec(),
+        StoredType::Bf16 => bf16::from_f32(*number).to_le_bytes().to_vec(),
+    };
+    Tensor { stored, shape: &[], bytes: numbers.iter().flat_map(bytes).collect() }
+}
+
+/// Packs weights and biases.
+fn pack(kernel: Kernel, form: Form, parts: &[(Vec<f32>, Vec<f32>)], inputs: usize) -> Option<IntegerLinear> {
+    let tensor = |numbers: &[f32]| stored(numbers, StoredType::F32);
+    let rows =
+        |(weight, bias): &(Vec<f32>, Vec<f32>)| LinearRows { weight: tensor(weight), bias: tensor(bias) };
+    let parts: Vec<_> = parts.iter().map(rows).collect();
+    IntegerLinear::pack(kernel, form, &parts, inputs)
 }
 
 fn to_lines(x: &[f32], width: usize) -> Vec<Line> {
@@ -110,7 +130,7 @@ fn every_kernel_multiplies_integers_exactly() {
         let (x, weight) = (integers(rows, inputs, 1), integers(outputs, inputs, 2));
         let parts = [(weight.clone(), vec![0.0; outputs])];
         for (kernel, form) in kernels() {
-            let linear = IntegerLinear::pack(kernel, form, &parts, inputs).unwrap();
+            let linear = pack(kernel, form, &parts, inputs).unwrap();
             let out = apply(&linear, &x, Epilogue::Residual);
             for row in 0..rows {
                 for column in 0..outputs {
@@ -142,8 +162,8 @@ fn every_kernel_rounds_and_scales_as_its_twin_does() {
             (weight[cut * inputs..].to_vec(), bias[cut..].to_vec()),
         ];
         for (kernel, form) in kernels() {
-            let linear = IntegerLinear::pack(kernel, form, &parts, inputs).unwrap();
-            let twin = IntegerLinear::pack(Kernel::Plain, form, &parts, inputs).unwrap();
+            let linear = pack(kernel, form, &parts, inputs).unwrap();
+            let twin = pack(Kernel::Plain, form, &parts, inputs).unwrap();
             for epilogue in [Epilogue::Bias, Epilogue::Residual, Epilogue::Gelu] {
                 let (got, expected) = (apply(&linear, &x, epilogue), apply(&twin, &x, epilogue));
                 let what = format!("{kernel:?} {form:?} {rows}x{inputs}x{outputs} {epilogue:?}");
@@ -170,7 +190,7 @@ fn results_are_near_those_of_the_numbers() {
             (numbers(rows * inputs, 1), numbers(outputs * inputs, 2), numbers(outputs, 3));
         let parts = [(weight.clone(), bias.clone())];
         for (kernel, form) in kernels() {
-            let linear = IntegerLinear::pack(kernel, form, &parts, inputs).unwrap();
+            let linear = pack(kernel, form, &parts, inputs).unwrap();
             let out = apply(&linear, &x, Epilogue::Residual);
             for row in 0..rows {
                 for column in 0..outputs {
@@ -196,7 +216,7 @@ fn columns_beyond_the_layer_are_zero() {
     let parts = [(numbers(40 * 50, 2), numbers(40, 3))];
     let x = to_lines(&numbers(32 * 50, 1), 50);
     for (kernel, _) in kernels().into_iter().filter(|(_, form)| *form == Form::Lines) {
-        let linear = IntegerLinear::pack(kernel, Form::Lines, &parts, 50).unwrap();
+        let linear = pack(kernel, Form::Lines, &parts, 50).unwrap();
         for epilogue in [Epilogue::Bias, Epilogue::Gelu] {
             let mut out = to_lines(&[BEFORE; 32 * 64], 64);
             let mut scratch = Scratch::default();
@@ -213,7 +233,7 @@ fn a_row_does_not_depend_on_its_neighbours() {
     let x = numbers(70 * inputs, 5);
     let parts = [(numbers(outputs * inputs, 2), numbers(outputs, 3))];
     for (kernel, form) in kernels() {
-        let linear = IntegerLinear::pack(kernel, form, &parts, inputs).unwrap();
+        let linear = pack(kernel, form, &parts, inputs).unwrap();
         let all = apply(&linear, &x, Epilogue::Bias);
         let mut poisoned = x.clone();
         poisoned[..20 * inputs].fill(f32::NAN);
@@ -232,7 +252,7 @@ fn what_is_not_finite_shows_in_the_whole_row() {
     let (inputs, outputs) = (70, 34);
     let parts = [(numbers(outputs * inputs, 2), numbers(outputs, 3))];
     for (kernel, form) in kernels() {
-        let linear = IntegerLinear::pack(kernel, form, &parts, inputs).unwrap();
+        let linear = pack(kernel, form, &parts, inputs).unwrap();
         for epilogue in [Epilogue::Bias, Epilogue::Gelu, Epilogue::Residual] {
             for wrong in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for column in [0, 17, 31, 32, 63, 64, 69] {
@@ -251,7 +271,7 @@ fn what_is_not_finite_shows_in_the_whole_row() {
             let mut weight = numbers(outputs * inputs, 2);
             weight[20 * inputs + 3] = wrong;
             let parts = [(weight, numbers(outputs, 3))];
-            let linear = IntegerLinear::pack(kernel, form, &parts, inputs).unwrap();
+            let linear = pack(kernel, form, &parts, inputs).unwrap();
             let out = apply(&linear, &numbers(inputs, 1), Epilogue::Bias);
             for (column, value) in out.iter().enumerate() {
                 assert_eq!(value.is_nan(), column == 20, "{kernel:?} {form:?} {wrong} {column}");
@@ -266,15 +286,80 @@ fn nothing_and_next_to_nothing_give_the_bias() {
     let bias = numbers(outputs, 3);
     for (kernel, form) in kernels() {
         let parts = [(numbers(outputs * inputs, 2), bias.clone())];
-        let linear = IntegerLinear::pack(kernel, form, &parts, inputs).unwrap();
+        let linear = pack(kernel, form, &parts, inputs).unwrap();
         for x in [0.0, -0.0, 1e-38, -1e-38, 1e-44] {
             let out = apply(&linear, &vec![x; inputs], Epilogue::Bias);
             assert_eq!(out, bias, "{kernel:?} {form:?} {x}");
         }
-        let linear =
-            IntegerLinear::pack(kernel, form, &[(vec![1e-40; outputs * inputs], bias.clone())], inputs)
-                .unwrap();
+        let linear = pack(kernel, form, &[(vec![1e-40; outputs * inputs], bias.clone())], inputs).unwrap();
         assert_eq!(apply(&linear, &numbers(inputs, 1), Epilogue::Bias), bias, "{kernel:?} {form:?}");
+    }
+}
+
+/// Scales, then integers in the order of a panel, then what sums begin with: one number after the other.
+fn packed_plainly(
+    kernel: Kernel,
+    form: Form,
+    weight: &[f32],
+    inputs: usize,
+) -> (Vec<f32>, Vec<i8>, Vec<i32>) {
+    let outputs = weight.len() / inputs;
+    let (columns, words) = (outputs.next_multiple_of(TILE_COLUMNS), steps(inputs) * (BYTES / WORD));
+    let (mut scales, mut starts) = (vec![0.0; columns], vec![0; columns]);
+    let mut values = vec![0; columns * words * WORD];
+    for (output, row) in weight.chunks_exact(inputs).enumerate() {
+        let finite = row.iter().all(|weight| weight.is_finite());
+        let largest = row.iter().map(|weight| weight.abs()).fold(0.0, f32::max);
+        let (scale, inverse) = scale(if finite { largest } else { f32::NAN });
+        scales[output] = scale;
+        let mut total = 0;
+        for byte in 0..words * WORD {
+            let input = byte / BYTES * BYTES + form.column(byte % BYTES);
+            let integer = row.get(input).map_or(0, |weight| (weight * inverse).round_ties_even() as i8);
+            let word = output / TILE_COLUMNS * words + byte / WORD;
+            values[(word * TILE_COLUMNS + output % TILE_COLUMNS) * WORD + byte % WORD] = integer;
+            total += i32::from(integer);
+        }
+        starts[output] = if kernel.shifts() { -128 * total } else { 0 };
+    }
+    (scales, values, starts)
+}
+
+#[test]
+fn weights_are_packed_as_one_number_after_the_other_would_be() {
+    for (_, inputs, outputs) in SHAPES {
+        let mut weight = numbers(outputs * inputs, 2);
+        // Rows of zeros, of next to nothing, of ties, and such as are not finite.
+        for (row, wrong) in [(3, 0.0), (5, -1e-40), (7, f32::NAN), (11, -f32::NAN), (13, f32::NEG_INFINITY)] {
+            if let Some(row) = weight.chunks_exact_mut(inputs).nth(row) {
+                row[inputs / 2] = wrong;
+                if wrong.abs() < 1.0 {
+                    row.fill(wrong);
+                }
+            }
+        }
+        if let Some(row) = weight.chunks_exact_mut(inputs).nth(9) {
+            (0..).zip(row).for_each(|(i, weight): (i32, _)| *weight = (i % 255 - 127) as f32 / 2.0);
+        }
+        for kind in [StoredType::F32, StoredType::F16, StoredType::Bf16] {
+            let bias = numbers(outputs, 3);
+            let cut = outputs / 2;
+            let part = |rows: std::ops::Range<usize>| LinearRows {
+                weight: stored(&weight[rows.start * inputs..rows.end * inputs], kind),
+                bias: stored(&bias[rows], StoredType::F32),
+            };
+            let parts = [part(0..cut), part(cut..outputs)];
+            let exact: Vec<f32> = parts.iter().flat_map(|part| part.weight.to_f32()).collect();
+            for (kernel, form) in kernels() {
+                let linear = IntegerLinear::pack(kernel, form, &parts, inputs).unwrap();
+                let (scales, values, starts) = packed_plainly(kernel, form, &exact, inputs);
+                let what = format!("{kernel:?} {form:?} {inputs}x{outputs} {kind:?}");
+                assert_eq!(bits(linear.scales.as_slice()), bits(&scales), "{what}");
+                assert!(bytemuck::cast_slice::<_, i8>(linear.values.as_slice()) == values, "{what}");
+                assert_eq!(linear.starts, starts, "{what}");
+                assert_eq!(linear.bias.as_slice()[..outputs], bias, "{what}");
+            }
+        }
     }
 }
 
@@ -282,6 +367,6 @@ fn nothing_and_next_to_nothing_give_the_bias() {
 fn whole_numbers_are_the_nearest_even_ones() {
     for step in -127 * 64..=127 * 64 {
         let x = step as f32 / 64.0;
-        assert_eq!(nearest(x), x.round_ties_even(), "{x}");
+        assert_eq!(f32::from(nearest(x)), x.round_ties_even(), "{x}");
     }
 }
