@@ -30,7 +30,7 @@ use crate::failure::{Exit, Failure};
 use crate::progress::Display;
 
 /// The modules that log, as a filter may name them; those above them may be named, too.
-const MODULES: [&str; 20] = [
+const MODULES: [&str; 21] = [
     "actors::inference",
     "actors::journal",
     "actors::monitor::gpu",
@@ -38,6 +38,7 @@ const MODULES: [&str; 20] = [
     "actors::packer",
     "actors::supervisor",
     "actors::writer",
+    "kernels::cpu::threads",
     "virnucpro_orch::control",
     "virnucpro_orch::dashboard::live",
     "virnucpro_orch::dashboard::screen",

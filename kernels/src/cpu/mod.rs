@@ -16,6 +16,7 @@ mod product;
 mod rotary;
 mod shares;
 mod split;
+mod threads;
 
 use crate::encoder::{Encoder, workspace_floats_per_token};
 use crate::model::{Model, ModelConfig};

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pulp::Arch;
+use rayon::ThreadPool;
 use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::attention::{Attend, Scratch, Target};
 use super::brain::{self, BrainLinear, Line};
@@ -136,10 +136,7 @@ impl CpuOps {
         head_width: usize,
         threads: usize,
     ) -> Result<Self, EngineError> {
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads.max(1))
-            .thread_name(|index| format!("cpu-engine-{index}"))
-            .build()
+        let pool = super::threads::start(threads)
             .map_err(|error| EngineError::Device(format!("failed to start {threads} threads: {error}")))?;
         Ok(Self::on(Arc::new(pool), arch, kernels, head_width))
     }

@@ -8,8 +8,6 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::prelude::*;
-
 use super::operations::CpuOps;
 use crate::encoder::{Encoder, Lane};
 use crate::model::ModelConfig;
@@ -23,13 +21,13 @@ const SHARE_TOKENS_MIN: usize = 96;
 /// Work of the busiest thread over the average, in percent, up to which a division is even.
 const UNEVEN_PERCENT_MAX: u64 = 115;
 
-/// Memory of the threads for their shares.
-pub(super) struct Lanes(Vec<Lane<CpuOps>>);
+/// Memory of the threads for their shares, one lane each: what a thread writes first lies near it ever after.
+pub(super) struct Lanes(Vec<Mutex<Lane<CpuOps>>>);
 
 impl Lanes {
     pub(super) fn new(encoder: &Encoder<CpuOps>) -> Self {
         let threads = encoder.ops().threads().current_num_threads();
-        Self((0..threads).map(|_| Lane::new(encoder.ops().beside())).collect())
+        Self((0..threads).map(|_| Mutex::new(Lane::new(encoder.ops().beside()))).collect())
     }
 
     /// Runs `shares` of `batch`, ranges of sequences that follow each other.
@@ -42,21 +40,20 @@ impl Lanes {
     ) -> Result<Embeddings, EngineError> {
         let next = AtomicUsize::new(0);
         let results = Mutex::new(Vec::new());
-        encoder.ops().threads().install(|| {
-            self.0.par_iter_mut().with_max_len(1).for_each(|lane| {
-                let mut part = Batch::default();
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(share) = shares.get(index) else { break };
-                    part.clear();
-                    for sequence in share.clone() {
-                        let pooled = batch.pooled_residues[sequence];
-                        part.push_tokens(batch.ordinals[sequence], batch.sequence(sequence), pooled);
-                    }
-                    let result = encoder.run_in(lane, &part, progress);
-                    results.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, result));
+        encoder.ops().threads().broadcast(|thread| {
+            let mut lane = self.0[thread.index()].lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut part = Batch::default();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(share) = shares.get(index) else { break };
+                part.clear();
+                for sequence in share.clone() {
+                    let pooled = batch.pooled_residues[sequence];
+                    part.push_tokens(batch.ordinals[sequence], batch.sequence(sequence), pooled);
                 }
-            });
+                let result = encoder.run_in(&mut lane, &part, progress);
+                results.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((index, result));
+            }
         });
         let mut results = results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         results.sort_unstable_by_key(|(index, _)| *index);
