@@ -1,4 +1,5 @@
-//! Speed of the CPU engine's operations in fp32, on one thread, and a guard against losing it.
+//! Speed of the CPU engine's operations in fp32, and of its products in bf16 and int8 where the machine has them,
+//! on one thread, and a guard against losing it.
 //!
 //! `cargo bench -p kernels` prints a line per operation and shape, then compares, within this one run, what
 //! the operations reach with the peak of multiply-adds of the same core; it fails if one has fallen far
@@ -29,6 +30,13 @@ const PRODUCT_PERCENT_MIN: f64 = 45.0;
 /// Most time that attention and a layer norm may take, in percent of the same layer's products.
 const ATTENTION_PERCENT_MAX: f64 = 40.0;
 const NORM_PERCENT_MAX: f64 = 4.0;
+/// In bf16, at the largest width: least share, in percent, that a product has to reach of the peak of `vdpbf16ps`,
+/// and with AMX, whose own peak is sixteen times that of multiply-adds in f32, of the latter.
+const DOT_PERCENT_MIN: f64 = 45.0;
+const AMX_PERCENT_MIN: f64 = 200.0;
+/// In int8, at the largest width: least speed of the products that are integers where the machine has bf16, in
+/// percent of theirs in bf16.
+const INTEGER_PERCENT_MIN: f64 = 90.0;
 /// Rounds of the guard; each measures everything once, and the best of each counts.
 const ROUNDS: usize = 40;
 
@@ -44,8 +52,8 @@ type Activations = <CpuOps as Ops>::Activations;
 type Linear = <CpuOps as Ops>::Linear;
 
 impl Bench {
-    fn new(Shape { hidden, heads, .. }: Shape) -> Result<Self, EngineError> {
-        let mut ops = CpuOps::new(hidden / heads, 1, Precision::Fp32)?;
+    fn new(Shape { hidden, heads, .. }: Shape, precision: Precision) -> Result<Self, EngineError> {
+        let mut ops = CpuOps::new(hidden / heads, 1, precision)?;
         let mut batch = Batch::default();
         for ordinal in 0..TOKENS / SEQUENCE_TOKENS {
             let residues = vec![b'A'; SEQUENCE_TOKENS - 2];
@@ -63,6 +71,14 @@ impl Bench {
 
     fn activations(&mut self, width: usize) -> Result<Activations, EngineError> {
         self.ops.activations(TOKENS, width)
+    }
+
+    /// What a product's results are written to.
+    fn results(&mut self, epilogue: Epilogue, width: usize) -> Result<Activations, EngineError> {
+        match epilogue {
+            Epilogue::Bias | Epilogue::Gelu => self.ops.activations(TOKENS, width),
+            Epilogue::Residual => self.ops.residual(TOKENS, width),
+        }
     }
 
     fn apply(
@@ -91,27 +107,42 @@ fn flops(inputs: usize, outputs: usize) -> f64 {
     2.0 * (TOKENS * inputs * outputs) as f64
 }
 
-fn measure(criterion: &mut Criterion) -> Result<(), EngineError> {
+/// The precisions of this machine, and what their products are called.
+fn precisions() -> impl Iterator<Item = (Precision, &'static str)> {
+    [(Precision::Fp32, "product"), (Precision::Bf16, "product in bf16"), (Precision::Int8, "product in int8")]
+        .into_iter()
+        .filter(|(precision, _)| kernels::cpu::check_precision(*precision).is_ok())
+}
+
+fn measure_products(criterion: &mut Criterion, precision: Precision, name: &str) -> Result<(), EngineError> {
     // Query, key and value at once; then what is around GELU.
     let products =
         SIZES.map(|Shape { hidden, .. }| [(hidden, 3 * hidden), (hidden, 4 * hidden), (4 * hidden, hidden)]);
     for (inputs, outputs) in products.into_iter().flatten() {
-        let mut bench = Bench::new(SIZES[0])?;
+        let mut bench = Bench::new(SIZES[0], precision)?;
         let linear = bench.linear(inputs, outputs)?;
-        let (x, mut out) = (bench.activations(inputs)?, bench.activations(outputs)?);
-        let mut group = criterion.benchmark_group("product");
+        let x = bench.activations(inputs)?;
+        let mut group = criterion.benchmark_group(name);
         // Elements are floating-point operations.
         group.throughput(Throughput::Elements(flops(inputs, outputs) as u64)).sample_size(10);
         for epilogue in [Epilogue::Bias, Epilogue::Gelu, Epilogue::Residual] {
+            let mut out = bench.results(epilogue, outputs)?;
             let id = format!("{inputs}x{outputs} {epilogue:?}");
             group.bench_function(id, |bencher| {
                 bencher.iter(|| bench.apply(black_box(&x), &linear, epilogue, &mut out));
             });
         }
     }
+    Ok(())
+}
+
+fn measure(criterion: &mut Criterion) -> Result<(), EngineError> {
+    for (precision, name) in precisions() {
+        measure_products(criterion, precision, name)?;
+    }
     for size in SIZES {
         let Shape { hidden, heads, .. } = size;
-        let mut bench = Bench::new(size)?;
+        let mut bench = Bench::new(size, Precision::Fp32)?;
         let (qkv, mut out) = (bench.activations(3 * hidden)?, bench.activations(hidden)?);
         let mut group = criterion.benchmark_group("attention");
         group.throughput(Throughput::Elements(TOKENS as u64)).sample_size(10);
@@ -155,6 +186,39 @@ impl WithSimd for Peak {
     }
 }
 
+/// The peak of `vdpbf16ps`; `None` on processors without it.
+fn dot_peak(rounds: usize) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512bf16") && std::arch::is_x86_feature_detected!("avx512f") {
+        // SAFETY: the processor has the instructions.
+        return Some(unsafe { dot_products(rounds) });
+    }
+    let _ = rounds;
+    None
+}
+
+/// As many independent products of pairs in bf16 as hide their latency; returns their operations per second.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn dot_products(rounds: usize) -> f64 {
+    use std::arch::x86_64::{_mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_reduce_add_ps, _mm512_set1_ps};
+    const CHAINS: usize = 12;
+    let x = _mm512_set1_ps(black_box(0.001));
+    let x = _mm512_cvtne2ps_pbh(x, x);
+    let mut sums = [_mm512_set1_ps(black_box(0.001)); CHAINS];
+    let start = cpu_seconds();
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, x, x);
+        }
+    }
+    let seconds = cpu_seconds() - start;
+    for sum in sums {
+        black_box(_mm512_reduce_add_ps(sum));
+    }
+    (64 * CHAINS * rounds) as f64 / seconds
+}
+
 /// Time that the process has had on a processor: other work on the machine hardly lengthens it.
 fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
@@ -170,7 +234,7 @@ fn time(call: impl FnOnce() -> Result<(), EngineError>) -> Result<f64, EngineErr
 
 /// Compares the operations of the 8M model's layer with the peak; says what has fallen behind.
 fn guard() -> Result<Vec<String>, EngineError> {
-    let mut bench = Bench::new(SIZES[0])?;
+    let mut bench = Bench::new(SIZES[0], Precision::Fp32)?;
     let hidden = bench.hidden;
     let shapes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, 4 * hidden), (4 * hidden, hidden)];
     let mut products = Vec::new();
@@ -216,11 +280,95 @@ fn guard() -> Result<Vec<String>, EngineError> {
     Ok(behind)
 }
 
+/// The products that int8 has in integers, at the largest width, in one precision, and the best time of each.
+struct Products {
+    bench: Bench,
+    /// Inputs, outputs, what follows.
+    kinds: [(usize, usize, Epilogue); 3],
+    layers: Vec<(Linear, Activations, Activations)>,
+    best: [f64; 3],
+}
+
+impl Products {
+    fn new(precision: Precision) -> Result<Self, EngineError> {
+        let [.., size] = SIZES;
+        let mut bench = Bench::new(size, precision)?;
+        let (hidden, wide) = (bench.hidden, 4 * bench.hidden);
+        // Attention's output, then the feed-forward block.
+        let kinds = [
+            (hidden, hidden, Epilogue::Residual),
+            (hidden, wide, Epilogue::Gelu),
+            (wide, hidden, Epilogue::Residual),
+        ];
+        let mut layers = Vec::new();
+        for (inputs, outputs, epilogue) in kinds {
+            let linear = bench.linear(inputs, outputs)?;
+            layers.push((linear, bench.activations(inputs)?, bench.results(epilogue, outputs)?));
+        }
+        Ok(Self { bench, kinds, layers, best: [f64::INFINITY; 3] })
+    }
+
+    fn round(&mut self) -> Result<(), EngineError> {
+        for (((linear, x, out), (_, _, epilogue)), best) in
+            self.layers.iter_mut().zip(self.kinds).zip(&mut self.best)
+        {
+            *best = best.min(time(|| self.bench.apply(x, linear, epilogue, out))?);
+        }
+        Ok(())
+    }
+}
+
+/// Compares products in bf16 with the peak of this machine, and those in int8 with them; says what has fallen
+/// behind.
+fn guard_rounded() -> Result<Vec<String>, EngineError> {
+    let mut behind = Vec::new();
+    let Some(instructions) = kernels::cpu::bf16_instructions() else { return Ok(behind) };
+    let mut brain = Products::new(Precision::Bf16)?;
+    let mut integer = match kernels::cpu::int8_instructions() {
+        Some(_) => Some(Products::new(Precision::Int8)?),
+        None => None,
+    };
+    let (mut peak, mut dot) = (0.0f64, 0.0f64);
+    for _ in 0..ROUNDS {
+        peak = peak.max(Arch::new().dispatch(Peak(200_000)));
+        dot = dot.max(dot_peak(200_000).unwrap_or(0.0));
+        brain.round()?;
+        if let Some(integer) = &mut integer {
+            integer.round()?;
+        }
+    }
+    println!("\npeak in bf16 without tiles: {:.1} GFLOP/s", dot / 1e9);
+    // Against a peak rather than the products in f32, which have instructions of their own to gain from.
+    let (peak, least, of) = match instructions {
+        "AMX" => (peak, AMX_PERCENT_MIN, "of multiply-adds in f32"),
+        _ => (dot, DOT_PERCENT_MIN, "in bf16"),
+    };
+    for ((inputs, outputs, _), seconds) in brain.kinds.into_iter().zip(brain.best) {
+        let percent = 100.0 * flops(inputs, outputs) / seconds / peak;
+        println!("product in bf16 {inputs}x{outputs}: {percent:.0} % of the peak {of}");
+        if percent < least {
+            behind.push(format!("product in bf16 {inputs}x{outputs} below {least} % of the peak {of}"));
+        }
+    }
+    if let Some(integer) = integer {
+        for ((kind, slow), fast) in brain.kinds.into_iter().zip(brain.best).zip(integer.best) {
+            println!("product in int8 {}x{}: {:.0} % of bf16's speed", kind.0, kind.1, 100.0 * slow / fast);
+        }
+        let layer = |products: &Products| products.best.iter().sum::<f64>();
+        let percent = 100.0 * layer(&brain) / layer(&integer);
+        println!("products in int8 of a layer: {percent:.0} % of bf16's speed");
+        if percent < INTEGER_PERCENT_MIN {
+            behind.push(format!("products in int8 below {INTEGER_PERCENT_MIN} % of bf16's speed"));
+        }
+    }
+    Ok(behind)
+}
+
 fn main() -> ExitCode {
     let mut criterion = Criterion::default().configure_from_args();
     let behind = measure(&mut criterion).and_then(|()| {
         criterion.final_summary();
-        guard()
+        Ok([guard()?, guard_rounded()?].concat())
     });
     match behind {
         Ok(behind) if behind.is_empty() => ExitCode::SUCCESS,
