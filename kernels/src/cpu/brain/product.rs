@@ -86,12 +86,13 @@ impl BrainLinear {
                 let numbers = &mut numbers[..PACKED_STEPS.min(inputs - first)];
                 for (column, (weight, row)) in rows.iter().enumerate() {
                     weight.read(row + first, numbers);
-                    for (pair, numbers) in
-                        pairs[column..].iter_mut().step_by(TILE_COLUMNS).zip(numbers.chunks(2))
-                    {
-                        for (target, number) in pair.iter_mut().zip(numbers) {
-                            *target = bf16::from_f32(*number).to_bits();
-                        }
+                    // All of them, then each pair to its place: the first takes vector instructions.
+                    let mut rounded = [[0; 2]; PACKED_STEPS / 2];
+                    for (target, number) in rounded.as_flattened_mut().iter_mut().zip(&*numbers) {
+                        *target = bf16::from_f32(*number).to_bits();
+                    }
+                    for (pairs, rounded) in pairs.chunks_exact_mut(TILE_COLUMNS).zip(&rounded) {
+                        pairs[column] = *rounded;
                     }
                 }
             }
