@@ -103,7 +103,7 @@ fn filter(text: &str) -> Result<EnvFilter, Failure> {
     let allowed = || {
         let modules = MODULES.join(", ");
         format!(
-            "levels are off, error, warn, info, debug and trace; modules are actors, virnucpro_orch, {modules}; \
+            "levels are off, error, warn, info, debug and trace; modules are actors, kernels, virnucpro_orch, {modules}; \
              as in \"info,actors::packer=debug\""
         )
     };
@@ -406,7 +406,7 @@ mod tests {
             ("inf", "inf"),
             ("info,actor=debug", "actor"),
             ("info,actors::pack=debug", "actors::pack"),
-            ("kernels=debug", "kernels"),
+            ("config=debug", "config"),
         ] {
             let failure = filter(text).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);
