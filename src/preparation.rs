@@ -204,11 +204,11 @@ fn common_budget(rooms: &[u32]) -> u32 {
     rooms.iter().copied().filter(|&room| room >= greatest.div_ceil(2)).min().unwrap_or(greatest)
 }
 
-/// CPU threads of the `cpu` device: as set, else all that this process may use.
+/// CPU threads of the `cpu` device: as set, else one for each core that this process may use.
 fn threads(job: &Job) -> usize {
     match job.devices.threads {
         Some(threads) => threads.get() as usize,
-        None => std::thread::available_parallelism().map_or(1, usize::from),
+        None => kernels::cpu::threads_auto(),
     }
 }
 

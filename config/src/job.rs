@@ -240,7 +240,7 @@ pub enum Float {
 pub struct Devices {
     /// Which devices.
     pub choice: DeviceChoice,
-    /// CPU threads of the `cpu` device; `None`: all that the process may use.
+    /// CPU threads of the `cpu` device; `None`: one for each core that the process may use.
     pub threads: Option<NonZeroU32>,
 }
 

@@ -147,7 +147,7 @@ pub struct DevicesTable {
     /// "auto" (every NVIDIA GPU, else the CPU), or a list of "cpu", "cuda:0" (index, UUID or PCI id) and
     /// "sim:8" (eight simulated devices). "burn-cpu" and "burn-cuda:0" need a build with those features.
     pub r#use: OneOrMore,
-    /// Threads of the cpu device; "auto": all that the process may use.
+    /// Threads of the cpu device; "auto": one for each core that the process may use.
     #[schemars(schema_with = "threads_schema")]
     pub threads: Count,
 }

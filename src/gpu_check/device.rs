@@ -64,7 +64,8 @@ impl Device {
     pub(super) fn facts(&self) -> Vec<(&'static str, String)> {
         let gpu = match self {
             Self::Cpu { threads } => {
-                let text = format!("the CPU ({}, {threads} threads): no GPU is checked", cpu::fp32_instructions());
+                let text =
+                    format!("the CPU ({}, {threads} threads): no GPU is checked", cpu::fp32_instructions());
                 return vec![("device", text)];
             }
             Self::Cuda { gpu } => gpu,

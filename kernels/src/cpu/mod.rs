@@ -23,6 +23,7 @@ use crate::model::{Model, ModelConfig};
 use crate::{Batch, Embeddings, Engine, EngineDescription, EngineError, EngineOptions, Precision, Progress};
 
 pub use operations::CpuOps;
+pub use threads::auto as threads_auto;
 
 /// A model on the CPU.
 pub struct CpuEngine {

@@ -219,8 +219,8 @@ impl PackedLinear {
                     let line = &mut line[..(packed.len() / width).min(inputs - first_input)];
                     for (column, (weight, first)) in rows.iter().enumerate() {
                         weight.read(first + first_input, line);
-                        for (target, value) in packed[column..].iter_mut().step_by(width).zip(&*line) {
-                            *target = *value;
+                        for (step, value) in packed.chunks_exact_mut(width).zip(&*line) {
+                            step[column] = *value;
                         }
                     }
                 }

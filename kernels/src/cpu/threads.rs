@@ -16,6 +16,9 @@ use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 /// Where Linux tells which processors a node has.
 const NODES: &str = "/sys/devices/system/node";
 
+/// Where Linux tells which processors share a core.
+const CPUS: &str = "/sys/devices/system/cpu";
+
 /// Processors that a set of them can name. Where there are more, the system does not tell which may be used.
 const CPUS_MAX: usize = 1_024;
 
@@ -27,6 +30,28 @@ pub(super) fn start(threads: usize) -> Result<ThreadPool, ThreadPoolBuildError> 
     let threads = threads.max(1);
     let allowed = allowed().unwrap_or_default();
     start_on(threads, places(threads, &nodes(Path::new(NODES), &allowed)))
+}
+
+/// Threads that suit the engine: one for each core that this process may use, as far as a container's limit goes.
+///
+/// Two threads of one core share what multiplies, and the caches that their blocks are made for.
+pub fn auto() -> usize {
+    let limit = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = allowed().ok().and_then(|allowed| cores(Path::new(CPUS), &allowed));
+    cores.map_or(limit, |cores| limit.min(cores))
+}
+
+/// How many cores the processors that are `allowed` are of; `None` unless the folder tells of each.
+fn cores(folder: &Path, allowed: &[usize]) -> Option<usize> {
+    let mut firsts = Vec::new();
+    for cpu in allowed {
+        let place = folder.join(format!("cpu{cpu}/topology/thread_siblings_list"));
+        let siblings = cpu_list(&fs::read_to_string(place).ok()?)?;
+        firsts.push(siblings.into_iter().min()?);
+    }
+    firsts.sort_unstable();
+    firsts.dedup();
+    (!firsts.is_empty()).then_some(firsts.len())
 }
 
 /// Starts `threads` threads, each on the processors of its place, if it has one.
@@ -250,5 +275,29 @@ mod tests {
         let absent = (0..CPUS_MAX).rev().find(|cpu| !all.contains(cpu)).unwrap();
         let pool = start_on(1, vec![vec![absent]]).unwrap();
         assert_eq!(pool.broadcast(|_| allowed().unwrap()), [all]);
+    }
+
+    #[test]
+    fn a_core_counts_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for (cpu, siblings) in [(0, "0,4"), (1, "1,5"), (2, "2-3"), (3, "2-3"), (4, "0,4"), (5, "1,5")] {
+            let place = folder.path().join(format!("cpu{cpu}/topology"));
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("thread_siblings_list"), format!("{siblings}\n")).unwrap();
+        }
+        let cores = |allowed: &[usize]| cores(folder.path(), allowed);
+        assert_eq!(cores(&[0, 1, 2, 3, 4, 5]), Some(3));
+        assert_eq!(cores(&[0, 4]), Some(1));
+        assert_eq!(cores(&[4, 5]), Some(2));
+        assert_eq!(cores(&[0, 6]), None);
+        assert_eq!(cores(&[]), None);
+        fs::write(folder.path().join("cpu1/topology/thread_siblings_list"), "many").unwrap();
+        assert_eq!(cores(&[0, 1]), None);
+    }
+
+    #[test]
+    fn this_machine_has_a_thread_for_us() {
+        let threads = auto();
+        assert!(threads >= 1 && threads <= std::thread::available_parallelism().unwrap().get(), "{threads}");
     }
 }

@@ -22,6 +22,12 @@ pub(in crate::cpu) fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
+/// Whether Intel made the processor.
+pub(super) fn is_intel() -> bool {
+    let leaf = __cpuid(0);
+    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+}
+
 /// Whether AMX multiplies integers as well, where [`amx_is_granted`].
 pub(in crate::cpu) fn amx_has_integers() -> bool {
     // CPUID 7: AMX-INT8 is bit 25 of EDX.
