@@ -6,16 +6,19 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use actors::manifest::{Manifest, ResultFolder, RunStatus};
-use actors::{DeviceState, PreparingView, Snapshot};
+use actors::manifest::{ResultFolder, RunStatus};
+use actors::{DeviceState, PreparingStep, PreparingView, Snapshot};
 use serde::Serialize;
 
 use crate::cli::StatusArguments;
 use crate::control::{self, Answer, Request};
 use crate::failure::{Exit, Failure};
-use crate::progress::{duration, grouped};
-use crate::result_folder;
+use crate::progress::{duration, full, grouped};
+use crate::result_folder::{self, Holder, utc};
 
+/// What to do where no run was begun.
+pub(crate) const GIVE_ONE_BEGUN: &str =
+    "give the output.directory of a job that was begun, or its job file; `virnucpro-orch run` begins one";
 /// How long a running job may take to take a request.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
 /// A job that has not answered for so long is asked whether it is there at all, and given as long to say so.
@@ -42,8 +45,23 @@ struct Status {
     records: u64,
     records_committed: u64,
     failed: u64,
-    /// The state of this moment, or the last one known.
+    /// When the snapshot was made, seconds since 1970; null without one, or where it does not tell.
+    snapshot_unix_s: Option<u64>,
+    /// The state of this moment, or the last one that the latest session kept.
     snapshot: Option<Snapshot>,
+    /// Whether the process that does not answer has not come to its own `run.json`: what is recorded is older.
+    #[serde(skip)]
+    is_recorded_before: bool,
+    /// Whether its end could not be written down, and the latest figures with it.
+    #[serde(skip)]
+    is_cut_short: bool,
+}
+
+impl Status {
+    /// Whether the snapshot is of a moment at which the job was at work, before the last that is known of it.
+    fn is_overtaken(&self) -> bool {
+        self.is_cut_short || matches!(self.status, Standing::Killed | Standing::NoAnswer)
+    }
 }
 
 /// How a job stands.
@@ -96,7 +114,8 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
         Some(Answer::Snapshot(snapshot)) => Some(*snapshot),
         Some(Answer::Done | Answer::Said(_) | Answer::Error(_)) | None => None,
     };
-    let manifest = Manifest::read(&folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
+    let manifest =
+        result_folder::recorded(&folder).map_err(|error| Failure::because(Exit::Failed, &error))?;
     // A job that has only begun has none.
     if manifest.is_none() && live_snapshot.is_none() {
         return Err(silent.unwrap_or_else(|| no_run(&folder.0)));
@@ -104,6 +123,10 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
     let answers = live_snapshot.is_some();
     let live = answers || silent.is_some();
     let recorded = manifest.as_ref().map(|manifest| manifest.status);
+    let session = manifest.as_ref().and_then(|manifest| manifest.sessions.last());
+    let session_unix_s = session.map(|session| session.started_unix_s);
+    let holder = if live && !answers { result_folder::owner(&folder) } else { None };
+    let snapshot = live_snapshot.clone().or_else(|| kept_snapshot(&folder, session_unix_s, holder.as_ref()));
     let (counts, totals) = manifest.as_ref().map(|manifest| (&manifest.counts, &manifest.totals)).unzip();
     let status = Status {
         version: STATUS_VERSION,
@@ -115,7 +138,11 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
         records: counts.map_or(0, |counts| counts.records),
         records_committed: totals.map_or(0, |totals| totals.records),
         failed: totals.map_or(0, |totals| totals.failed),
-        snapshot: live_snapshot.or_else(|| kept_snapshot(&folder)),
+        snapshot_unix_s: snapshot.as_ref().and_then(made_at),
+        snapshot,
+        is_cut_short: !live && result_folder::last_word(&folder).is_some(),
+        is_recorded_before: holder
+            .is_some_and(|holder| session_unix_s.is_some_and(|began| began < holder.started_unix_s)),
     };
     let text = if arguments.json {
         serde_json::to_string_pretty(&status).map_err(|error| Failure::because(Exit::Failed, &error))? + "\n"
@@ -199,8 +226,20 @@ pub(crate) fn ask_for(folder: &Path, request: &Request) -> Result<Option<String>
 
 /// That no job runs in a folder.
 pub(crate) fn no_job(folder: &Path) -> Failure {
-    Failure::new(Exit::Usage, format!("no job is running in `{}`", folder.display()))
-        .hint(format!("virnucpro-orch status {} tells what is left of it", folder.display()))
+    if !folder.exists() {
+        return missing(folder);
+    }
+    let failure = Failure::new(Exit::Usage, format!("no job is running in `{}`", folder.display()));
+    if ResultFolder(folder.to_owned()).manifest().exists() {
+        failure.hint(format!("virnucpro-orch status {} tells what is left of it", folder.display()))
+    } else {
+        failure.hint(GIVE_ONE_BEGUN)
+    }
+}
+
+/// That nothing is there at all.
+pub(crate) fn missing(folder: &Path) -> Failure {
+    Failure::new(Exit::Usage, format!("`{}` does not exist", folder.display())).hint(GIVE_ONE_BEGUN)
 }
 
 /// Puts a request to the job that runs in a folder; `None` if none does.
@@ -227,7 +266,7 @@ pub(crate) fn open(folder: &ResultFolder, request: &Request) -> Result<Option<Un
 
 fn of_another_user(folder: &ResultFolder) -> Failure {
     let who = result_folder::owner(folder)
-        .map_or(String::new(), |(process, host)| format!(" (process {process} on {host})"));
+        .map_or(String::new(), |Holder { process, host, .. }| format!(" (process {process} on {host})"));
     let text =
         format!("the job in `{}`{who} belongs to another user, whom alone it answers", folder.0.display());
     Failure::new(Exit::Failed, text).hint("ask as that user; run.log and run.json tell how far it was")
@@ -239,7 +278,7 @@ fn does_not_answer(folder: &ResultFolder, error: &std::io::Error) -> Failure {
         return Failure::new(Exit::Failed, format!("the job in `{folder_name}` does not answer: {error}"));
     }
     let (who, go_on) = match result_folder::owner(folder) {
-        Some((process, host)) => {
+        Some(Holder { process, host, .. }) => {
             (format!(" (process {process} on {host})"), format!("`kill -CONT {process}`"))
         }
         None => (String::new(), "`kill -CONT`".to_owned()),
@@ -290,21 +329,50 @@ fn is_there(folder: &ResultFolder) -> bool {
     stream.set_read_timeout(Some(ANSWER_STEP)).is_ok() && (&stream).read(&mut byte).is_ok()
 }
 
-fn kept_snapshot(folder: &ResultFolder) -> Option<Snapshot> {
+/// The snapshot that the latest session has kept; one of an earlier session says nothing of it.
+fn kept_snapshot(
+    folder: &ResultFolder,
+    session_unix_s: Option<u64>,
+    holder: Option<&Holder>,
+) -> Option<Snapshot> {
     let file = actors::files::open_regular(&folder.snapshot()).ok()?;
-    serde_json::from_reader(file.take(ANSWER_BYTES_MAX)).ok()
+    let snapshot = serde_json::from_reader(file.take(ANSWER_BYTES_MAX)).ok()?;
+    is_of_latest(&snapshot, session_unix_s, holder).then_some(snapshot)
+}
+
+/// Whether a snapshot is of the session that began then and, where one holds the folder, of that process.
+fn is_of_latest(snapshot: &Snapshot, session_unix_s: Option<u64>, holder: Option<&Holder>) -> bool {
+    let job = &snapshot.job;
+    // Those of version 1 do not tell.
+    if job.started_unix_s == 0 {
+        return true;
+    }
+    let of_holder = holder
+        .is_none_or(|holder| holder.process == job.process && holder.started_unix_s <= job.started_unix_s);
+    of_holder && session_unix_s.is_none_or(|began| began == job.started_unix_s)
+}
+
+/// When a snapshot was made, by the clock of its machine.
+fn made_at(snapshot: &Snapshot) -> Option<u64> {
+    let started_unix_s = snapshot.job.started_unix_s;
+    (started_unix_s > 0).then(|| started_unix_s.saturating_add(snapshot.elapsed_s as u64))
 }
 
 fn no_run(folder: &Path) -> Failure {
-    Failure::new(Exit::Usage, format!("`{}` holds no run", folder.display()))
-        .hint("name the output.directory of a job that was begun, or its job file")
+    if !folder.exists() {
+        return missing(folder);
+    }
+    Failure::new(Exit::Usage, format!("`{}` holds no run", folder.display())).hint(GIVE_ONE_BEGUN)
 }
 
 fn in_words(status: &Status) -> String {
     let mut text = String::new();
     let mut line = |name: &str, words: String| text += &format!("  {name:<10} {words}\n");
     let preparing = status.snapshot.as_ref().filter(|_| status.live).and_then(|snapshot| snapshot.preparing);
-    if let Some(PreparingView { bytes_read, bytes_total, .. }) = preparing.filter(|view| view.bytes_total > 0)
+    if let Some(PreparingView { step: PreparingStep::StoringInput, bytes_read, .. }) = preparing {
+        line("input", format!("{} bytes stored so far", grouped(bytes_read)));
+    } else if let Some(PreparingView { bytes_read, bytes_total, .. }) =
+        preparing.filter(|view| view.bytes_total > 0)
     {
         let share = 100.0 * bytes_read as f64 / bytes_total as f64;
         line("input", format!("{share:.0} % of {} bytes read", grouped(bytes_total)));
@@ -320,17 +388,16 @@ fn in_words(status: &Status) -> String {
     }
     line("records", records);
     if let Some(snapshot) = status.snapshot.as_ref().filter(|_| preparing.is_none()) {
-        line("speed", speed(snapshot, status.live));
+        if status.is_overtaken() {
+            let elapsed = duration(snapshot.elapsed_s);
+            let when = made_at(snapshot).map_or(String::new(), |made| format!("{}, ", utc(made)));
+            line("as of", format!("{when}{elapsed} after it began; not known since"));
+        }
+        line("speed", speed(snapshot, status));
+        let full = full(&snapshot.fill).map_or(String::new(), |percent| format!(", {percent:.1} % full"));
         let queue = format!("; {} waiting, {} free slots", snapshot.batches_queued, snapshot.slots_free);
-        line(
-            "batches",
-            format!(
-                "{} done, {:.1} % full{}",
-                grouped(snapshot.fill.batches),
-                100.0 * snapshot.fill.mean(),
-                if status.live { &queue } else { "" },
-            ),
-        );
+        let queue = if status.live { &queue } else { "" };
+        line("batches", format!("{} done{full}{queue}", grouped(snapshot.fill.batches)));
         for device in &snapshot.devices {
             // Of a job that does not run only what cannot have changed since.
             let state = match device.state {
@@ -353,11 +420,17 @@ fn in_words(status: &Status) -> String {
     headline(status) + &text
 }
 
-/// How fast it is, or was in its latest session: of a job that does not run there is no now.
-fn speed(snapshot: &Snapshot, live: bool) -> String {
+/// How fast it is, or was in its latest session: of a job that does not say so itself there is no now.
+fn speed(snapshot: &Snapshot, status: &Status) -> String {
     let whole = grouped(snapshot.tokens_per_s as u64);
     let time = duration(snapshot.elapsed_s);
-    if !live {
+    if status.is_overtaken() {
+        return match snapshot.tokens_computed {
+            0 => "not known: nothing was computed by then".to_owned(),
+            _ => format!("{whole} tokens/s from its start until then"),
+        };
+    }
+    if !status.live {
         return format!("{whole} tokens/s in the latest session, which took {time}");
     }
     let remaining =
@@ -370,6 +443,9 @@ fn headline(status: &Status) -> String {
     let step = || status.snapshot.as_ref().and_then(|snapshot| snapshot.preparing).unwrap_or_default().step;
     let now = match status.status {
         Standing::Preparing => step().words(),
+        Standing::NoAnswer if status.is_recorded_before => {
+            "no answer, and nothing is kept of it yet; of the result that was there before:"
+        }
         Standing::NoAnswer => "no answer; when last heard of:",
         Standing::Stopping => "stopping",
         Standing::WritingPaused => "waiting: writing is paused",
@@ -400,13 +476,16 @@ fn state_name(state: DeviceState) -> &'static str {
 mod tests {
     use std::io;
 
+    use actors::JobView;
+
     use super::*;
 
     #[test]
     fn only_a_job_that_runs_has_a_now() {
         let device = serde_json::json!({ "name": "sim:0", "state": "ready", "tokens": 1234 });
         let device = serde_json::from_value(device).unwrap();
-        let snapshot = Snapshot { elapsed_s: 12.0, devices: vec![device], ..Snapshot::default() };
+        let job = JobView { started_unix_s: 1_795_283_526, ..JobView::default() };
+        let snapshot = Snapshot { job, elapsed_s: 12.0, devices: vec![device], ..Snapshot::default() };
         let mut status = Status {
             version: STATUS_VERSION,
             live: true,
@@ -417,7 +496,10 @@ mod tests {
             records: 10,
             records_committed: 5,
             failed: 0,
+            snapshot_unix_s: made_at(&snapshot),
             snapshot: Some(snapshot),
+            is_recorded_before: false,
+            is_cut_short: false,
         };
         let words = in_words(&status);
         for text in ["running\n", "tokens/s now", " ago", "0 waiting", "ready, 1,234 tokens"] {
@@ -427,10 +509,63 @@ mod tests {
         assert!(in_words(&status).starts_with("no answer"));
         (status.live, status.status) = (false, Standing::Killed);
         let words = in_words(&status);
-        for text in [" now", " ago", "waiting", "ready"] {
+        for text in [" now", " ago", "waiting", "ready", "tokens/s", "full"] {
             assert!(!words.contains(text), "{text}: {words}");
         }
-        assert!(words.contains("in the latest session, which took 12 s"), "{words}");
+        for text in
+            ["as of      2026-11-21 17:52:18 UTC, 12 s after it began", "nothing was computed by then"]
+        {
+            assert!(words.contains(text), "{text}: {words}");
+        }
+        let snapshot = status.snapshot.as_mut().unwrap();
+        (snapshot.tokens_computed, snapshot.tokens_per_s) = (24_000, 2_000.0);
+        assert!(in_words(&status).contains("2,000 tokens/s from its start until then"));
+        status.status = Standing::Stopped;
+        status.is_cut_short = true;
+        assert!(in_words(&status).contains("2,000 tokens/s from its start until then"));
+        status.is_cut_short = false;
+        let words = in_words(&status);
+        assert!(
+            words.contains("in the latest session, which took 12 s") && !words.contains("as of"),
+            "{words}"
+        );
+    }
+
+    #[test]
+    fn a_snapshot_of_an_earlier_session_says_nothing_of_this_one() {
+        let holder = |process, started_unix_s| Holder { process, host: "node7".to_owned(), started_unix_s };
+        let job = JobView { process: 7, started_unix_s: 1_000, ..JobView::default() };
+        let snapshot = Snapshot { job, ..Snapshot::default() };
+        let is = |session, holder: Option<Holder>| is_of_latest(&snapshot, session, holder.as_ref());
+        assert!(is(Some(1_000), None) && is(Some(1_000), Some(holder(7, 998))));
+        // Killed before it kept one.
+        assert!(!is(Some(1_200), None));
+        // Another process has the folder; in a container all have one number.
+        assert!(!is(Some(1_000), Some(holder(8, 1_100))) && !is(Some(1_000), Some(holder(7, 1_100))));
+        assert!(is_of_latest(&Snapshot::default(), Some(1_000), Some(&holder(7, 1_100))));
+    }
+
+    #[test]
+    fn what_is_stored_of_standard_input_is_told() {
+        let step = PreparingStep::StoringInput;
+        let preparing = PreparingView { step, bytes_read: 1_234_567, bytes_total: 0 };
+        let status = Status {
+            version: STATUS_VERSION,
+            live: true,
+            answers: true,
+            status: Standing::Preparing,
+            recorded: None,
+            reason: None,
+            records: 0,
+            records_committed: 0,
+            failed: 0,
+            snapshot_unix_s: None,
+            snapshot: Some(Snapshot { preparing: Some(preparing), ..Snapshot::default() }),
+            is_recorded_before: false,
+            is_cut_short: false,
+        };
+        let words = in_words(&status);
+        assert_eq!(words, "storing standard input\n  input      1,234,567 bytes stored so far\n");
     }
 
     #[test]

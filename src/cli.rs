@@ -168,6 +168,7 @@ pub(crate) struct DoctorArguments {
 #[derive(Args)]
 pub(crate) struct StatusArguments {
     /// The result folder, or the job file that names it
+    #[arg(value_name = "RESULTS")]
     pub(crate) folder: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -177,12 +178,14 @@ pub(crate) struct StatusArguments {
 #[derive(Args)]
 pub(crate) struct FolderArguments {
     /// The result folder, or the job file that names it
+    #[arg(value_name = "RESULTS")]
     pub(crate) folder: PathBuf,
 }
 
 #[derive(Args)]
 pub(crate) struct DeviceArguments {
     /// The result folder, or the job file that names it
+    #[arg(value_name = "RESULTS")]
     pub(crate) folder: PathBuf,
     /// The device, as `status` names it
     pub(crate) device: String,
@@ -191,17 +194,19 @@ pub(crate) struct DeviceArguments {
 #[derive(Args)]
 pub(crate) struct VerifyArguments {
     /// The result folder, or the job file that names it
+    #[arg(value_name = "RESULTS")]
     pub(crate) folder: PathBuf,
 }
 
 #[derive(Args)]
 pub(crate) struct ExportArguments {
     /// The result folder, or the job file that names it
+    #[arg(value_name = "RESULTS")]
     pub(crate) folder: PathBuf,
     /// Format to write
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: crate::export::ExportFormat,
-    /// Folder to write into [default: FOLDER/export]
+    /// Folder to write into [default: RESULTS/export]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) output: Option<PathBuf>,
     /// Overwrite existing files

@@ -91,14 +91,9 @@ fn scratch_folder() -> Result<Scratch, Failure> {
 }
 
 fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, Failure> {
-    let sources = preparation::sources(job, &scratch.join("stdin.fasta"), false)?;
-    let survey = preparation::survey_input(
-        job,
-        &sources,
-        scratch,
-        Display::choose(&job.telemetry).is_ok_and(Display::has_bar),
-        &|_, _| (),
-    )?;
+    let bar = Display::choose(&job.telemetry).is_ok_and(Display::has_bar);
+    let sources = preparation::sources(job, &scratch.join("stdin.fasta"), false, bar, &|_| ())?;
+    let survey = preparation::survey_input(job, &sources, scratch, bar, &|_, _| ())?;
     let Compute { model, devices, pooling, packing, limits, precision, .. } = compute;
 
     let mut fill = Fill::default();

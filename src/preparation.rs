@@ -1,7 +1,7 @@
 //! From a job to what a run needs: model, devices, input survey. `plan` and `run` share it.
 
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use actors::DevicePlan;
 use actors::fasta::{FileStamp, InputError, Source, Survey, survey};
@@ -245,19 +245,39 @@ pub(crate) fn weight_stamps(model: &Model) -> std::io::Result<Vec<FileStamp>> {
 
 /// The inputs of a job as files; standard input is kept at `kept` first.
 ///
-/// `fresh`: what is piped in replaces what was kept by an earlier run.
+/// `fresh`: what is piped in replaces what was kept by an earlier run. `stored`: hears how many of its bytes are kept.
 ///
 /// # Errors
 /// If standard input cannot be read or kept.
-pub(crate) fn sources(job: &Job, kept: &Path, fresh: bool) -> Result<Vec<Source>, InputError> {
+pub(crate) fn sources(
+    job: &Job,
+    kept: &Path,
+    fresh: bool,
+    bar: bool,
+    stored: &dyn Fn(u64),
+) -> Result<Vec<Source>, InputError> {
     let mut sources = Vec::new();
     for source in &job.input.fasta {
         sources.push(match source {
             InputSource::File(path) => Source::file(path),
-            InputSource::Stdin => keep_stdin(kept, fresh)?,
+            InputSource::Stdin => {
+                let progress = crate::progress::storing_bar(bar);
+                let kept = keep_stdin(kept, fresh, &|bytes| {
+                    progress.set_position(bytes);
+                    stored(bytes);
+                });
+                progress.finish_and_clear();
+                kept?
+            }
         });
     }
     Ok(sources)
+}
+
+/// Where standard input is that has not all arrived, beside where it will be kept. Left behind by a run that ended
+/// meanwhile, it says so.
+pub(crate) fn arriving_stdin(kept: &Path) -> PathBuf {
+    kept.with_file_name("stdin-new.fasta.partial")
 }
 
 /// Keeps standard input at `kept`, without ever losing what an earlier run kept there.
@@ -265,16 +285,16 @@ pub(crate) fn sources(job: &Job, kept: &Path, fresh: bool) -> Result<Vec<Source>
 /// Nothing piped in (a terminal, `</dev/null` of a batch job) means: the input is what was kept; an earlier run that was
 /// stopped before all had arrived kept nothing. Other
 /// content stays beside it; the run is then refused as another job, unless `fresh`.
-fn keep_stdin(kept: &Path, fresh: bool) -> Result<Source, InputError> {
+fn keep_stdin(kept: &Path, fresh: bool, stored: &dyn Fn(u64)) -> Result<Source, InputError> {
     use std::io::IsTerminal;
     let stdin = std::io::stdin();
     if stdin.is_terminal() && kept.is_file() {
         return Ok(Source::spooled_stdin(kept));
     }
     let arriving = kept.with_file_name("stdin-new.fasta");
-    let partial = kept.with_file_name("stdin-new.fasta.partial");
+    let partial = arriving_stdin(kept);
     let was_cut_short = partial.is_file();
-    let arrived = actors::fasta::spool_stdin(&mut stdin.lock(), &arriving)?;
+    let arrived = actors::fasta::spool_stdin(&mut stdin.lock(), &arriving, stored)?;
     let spool = |source| InputError::Spool { path: kept.to_owned(), source };
     let nothing = std::fs::metadata(&arriving).map_err(spool)?.len() == 0;
     if nothing && was_cut_short && !kept.is_file() {

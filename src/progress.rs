@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actors::packing::Fill;
 use actors::{DeviceState, Snapshot, Stage, Stopper};
 use config::{LogFormat, ProgressDisplay};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -93,6 +94,11 @@ pub(crate) fn survey_bar(shown: bool) -> ProgressBar {
     bar(shown, "reading  [{bar:32}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}")
 }
 
+/// The bytes of standard input that are stored; hidden unless `shown`.
+pub(crate) fn storing_bar(shown: bool) -> ProgressBar {
+    bar(shown, "storing standard input  {binary_bytes}")
+}
+
 fn bar(shown: bool, template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
     let style = ProgressStyle::with_template(template).expect("the templates of this file are valid");
@@ -131,16 +137,14 @@ async fn show_bar(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
         let ended = snapshots.changed().await.is_err();
         let snapshot = snapshots.borrow_and_update().clone();
         bar.set_length(snapshot.residues_total);
-        bar.set_position(
-            (snapshot.residues_resumed + snapshot.residues_computed()).min(snapshot.residues_total),
-        );
+        bar.set_position(snapshot.residues_done);
         bar.set_prefix(activity(&snapshot));
         bar.set_message(format!(
-            "{} tokens/s{}{}, {:.1} % full, {} of {} records committed",
+            "{} tokens/s{}{}{}, {} of {} records committed",
             grouped(snapshot.tokens_per_s_now as u64),
             remaining(&snapshot),
             troubles(&snapshot),
-            100.0 * snapshot.fill.mean(),
+            full(&snapshot.fill).map_or(String::new(), |percent| format!(", {percent:.1} % full")),
             grouped(snapshot.records_committed),
             grouped(snapshot.records_total),
         ));
@@ -170,7 +174,7 @@ async fn show_lines(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
             of = snapshot.records_total,
             computed = snapshot.sequences_computed,
             tokens_per_s = snapshot.tokens_per_s_now as u64,
-            fill_percent = format_args!("{:.1}", 100.0 * snapshot.fill.mean()),
+            fill_percent = full(&snapshot.fill).map(|percent| (10.0 * percent).round() / 10.0),
             eta_s = snapshot.remaining_s().map_or(-1, |seconds| seconds as i64),
             devices_ready = ready,
             devices = snapshot.devices.len(),
@@ -193,6 +197,11 @@ async fn show_lines(mut snapshots: watch::Receiver<Arc<Snapshot>>) {
 fn wait(snapshot: &Snapshot, stage: Stage) -> Option<f64> {
     let view = snapshot.stages.iter().find(|view| view.stage == stage)?;
     (view.waits.count > 0).then(|| (10.0 * view.waits.p95_ms).round() / 10.0)
+}
+
+/// How full batches are on the whole, per cent; `None` before there is one.
+pub(crate) fn full(fill: &Fill) -> Option<f64> {
+    (fill.batches > 0).then(|| 100.0 * fill.mean())
 }
 
 fn activity(snapshot: &Snapshot) -> &'static str {
@@ -264,6 +273,14 @@ mod tests {
         let paused = Snapshot { paused: true, ..Snapshot::default() };
         assert_eq!(activity(&paused), "paused");
         assert_eq!(activity(&Snapshot { stopping: true, ..paused }), "stopping");
+    }
+
+    #[test]
+    fn no_batch_is_not_full() {
+        let mut fill = Fill::default();
+        assert_eq!(full(&fill), None);
+        fill.add(1, 50, 50, 100);
+        assert_eq!(full(&fill), Some(50.0));
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use actors::files;
 use actors::identity::SegmentId;
-use actors::manifest::{Manifest, ResultFolder};
+use actors::manifest::{Manifest, ManifestError, ResultFolder, RunStatus};
 
+pub(crate) use self::lock::{Holder, LastWord, give_lock_back, last_word, owner, owner_lives, utc};
 use self::lock::{Lock, LockError};
-pub(crate) use self::lock::{give_lock_back, owner, owner_lives, utc};
 use crate::failure::{Exit, Failure};
 
 /// A result folder that no other run writes to while this value lives.
@@ -52,6 +52,11 @@ impl LockedFolder {
             LockError::Io { operation, path, error } => failed(operation, &path, &error),
         })?;
         Ok(Self { folder, lock })
+    }
+
+    /// Says how the run ended, to whoever looks into the folder, where `run.json` cannot.
+    pub(crate) fn leave(&mut self, last_word: LastWord) {
+        self.lock.leave(last_word);
     }
 
     /// Logs from which dead run the folder was taken over, if it was; once there is a log.
@@ -172,6 +177,21 @@ impl LockedFolder {
         }
         Ok(())
     }
+}
+
+/// The manifest of a folder, with how its last run ended even where that could not be written there. For those who
+/// look, not for a run that goes on.
+///
+/// # Errors
+/// As [`Manifest::read`].
+pub(crate) fn recorded(folder: &ResultFolder) -> Result<Option<Manifest>, ManifestError> {
+    let mut manifest = Manifest::read(folder)?;
+    if let Some(manifest) = manifest.as_mut().filter(|manifest| manifest.status == RunStatus::Running)
+        && let Some(LastWord { ended, reason }) = last_word(folder)
+    {
+        (manifest.status, manifest.reason) = (ended, reason);
+    }
+    Ok(manifest)
 }
 
 /// What tells how a run went, and is no part of its result.

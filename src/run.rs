@@ -18,7 +18,7 @@ use actors::restart::RestartPolicy;
 use actors::{
     JobView, Outcome, PreparingStep, Run, RunEnd, RunPlan, Snapshot, StopReason, WorkerCommand, WriteError,
 };
-use config::Job;
+use config::{InputSource, Job};
 use kernels::Pooling;
 
 use crate::cli::RunArguments;
@@ -30,7 +30,7 @@ use crate::preparation::{self, Compute};
 use crate::progress::Display;
 use crate::recorder::{Host, Recorder, SessionStart};
 use crate::report::Ending;
-use crate::result_folder::{LockedFolder, warn_of_foreign_files};
+use crate::result_folder::{LastWord, LockedFolder, warn_of_foreign_files};
 use crate::signals::Target;
 use crate::{identity, logging, progress, report, shortage, signals, summary};
 
@@ -66,10 +66,13 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     logging::check(&job.telemetry)?;
     let display = Display::choose(&job.telemetry)?;
     let compute = preparation::compute(job, arguments.fresh)?;
-    let locked = LockedFolder::open(&job.output.directory)?;
+    let mut locked = LockedFolder::open(&job.output.directory)?;
     logging::start(&job.telemetry, &locked.folder.log(), display)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), job = %job.file.display(), "starting");
     locked.log_takeover();
+    if let Some(remedy) = shortage::of_open_files_for(compute.devices.len()) {
+        tracing::warn!("too few open files for this run: {remedy}");
+    }
     for note in &compute.notes {
         tracing::warn!("{note}");
     }
@@ -149,11 +152,17 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     manifest.sessions.push(Session { started_unix_s, elapsed_s: 0.0, tokens: 0, restarts: 0 });
     // First, since it may make the room that the manifest needs.
     locked.remove_temporary()?;
-    // A signal ends the program here: nothing was begun.
-    actors::write_when_possible(&locked.folder.0, || false, |_| (), || manifest.write(&locked.folder))
-        .map_err(|error| Failure::because(Exit::Failed, &error))?;
-    // Only now: what the manifest on disk names is never deleted.
-    locked.remove_uncommitted(&manifest)?;
+    // A stop before it is written ends the program; one that comes later waits for the run.
+    target.begins();
+    let begun = actors::write_when_possible(
+        &locked.folder.0,
+        || target.is_awaited(),
+        |_| (),
+        || manifest.write(&locked.folder),
+    );
+    if begun.map_err(|error| Failure::because(Exit::Failed, &error))?.is_none() {
+        target.end_before_run();
+    }
 
     let earlier: BTreeSet<u32> = manifest.segments.keys().copied().collect();
     let session = u32::try_from(manifest.sessions.len()).unwrap_or(u32::MAX);
@@ -169,9 +178,15 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         records_resumed: manifest.totals.records,
         lengths: survey.lengths,
     };
-    let run = Run::start(run_plan(job, &compute, &locked.folder, sources, stamps, manifest))
-        .await
-        .map_err(|error| cannot_start(&*error))?;
+    let before = manifest.clone();
+    // What the manifest on disk names is never deleted: only now.
+    let started = match locked.remove_uncommitted(&manifest) {
+        Ok(()) => Run::start(run_plan(job, &compute, &locked.folder, sources, stamps, manifest))
+            .await
+            .map_err(|error| cannot_start(&*error)),
+        Err(failure) => Err(failure),
+    };
+    let run = started.map_err(|failure| never_began(&mut locked, before, failure))?;
     target.set(run.stopper(), run.snapshots());
     let shown = summary::shown(&job.output.directory);
     let display = tokio::spawn(progress::show(display, shown, run.stopper(), run.snapshots()));
@@ -183,9 +198,33 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     control.close(&end.snapshot, &locked.folder);
     let _ = display.await;
     let snapshot = end.snapshot.clone();
-    let (manifest, result) = conclude(arguments, &locked.folder, &compute, job, &earlier, end, &target);
-    tell_the_end(&locked.folder, recorder, &manifest, &snapshot, &result);
+    let Conclusion { manifest, result, unwritten } =
+        conclude(arguments, &locked.folder, &compute, job, &earlier, end, &target);
+    let (status, reason) = ending(&result);
+    if let Some(why) = unwritten {
+        let reason = reason.as_deref().unwrap_or("everything is committed");
+        locked.leave(LastWord { ended: status, reason: Some(format!("{reason}; run.json lacks it: {why}")) });
+    }
+    tell_the_end(&locked.folder, recorder, &manifest, &snapshot, status, reason);
     result
+}
+
+/// Writes down that a session ended before it began.
+fn never_began(locked: &mut LockedFolder, mut manifest: Manifest, failure: Failure) -> Failure {
+    (manifest.status, manifest.reason) = (RunStatus::Failed, Some(failure.line()));
+    if manifest.write(&locked.folder).is_err() {
+        locked.leave(LastWord { ended: manifest.status, reason: manifest.reason });
+    }
+    failure
+}
+
+/// How a result goes down in files.
+fn ending(result: &Result<Exit, Failure>) -> (RunStatus, Option<String>) {
+    match result {
+        Ok(_) => (RunStatus::Done, None),
+        Err(failure) if failure.exit == Exit::Resumable => (RunStatus::Stopped, Some(failure.line())),
+        Err(failure) => (RunStatus::Failed, Some(failure.line())),
+    }
 }
 
 /// Records, reports and says how a run ended; nothing of it changes how it did.
@@ -194,28 +233,30 @@ fn tell_the_end(
     recorder: Recorder,
     manifest: &Manifest,
     snapshot: &Arc<Snapshot>,
-    result: &Result<Exit, Failure>,
+    status: RunStatus,
+    reason: Option<String>,
 ) {
-    let (ending, status) = match result {
-        Ok(_) => (Ending::Done, RunStatus::Done),
-        Err(failure) if failure.exit == Exit::Resumable => (Ending::Stopped, RunStatus::Stopped),
-        Err(_) => (Ending::Failed, RunStatus::Failed),
+    let ending = match status {
+        RunStatus::Running => Ending::Running,
+        RunStatus::Done => Ending::Done,
+        RunStatus::Stopped => Ending::Stopped,
+        RunStatus::Failed => Ending::Failed,
     };
-    let reason = result.as_ref().err().map(Failure::line);
     recorder.close(snapshot, status, reason.clone());
     report::write_at_end(folder, manifest, snapshot, ending, reason);
-    match result {
-        Ok(_) => summary::print_done(folder, manifest, snapshot),
-        Err(_) => summary::print_ended(snapshot),
+    if status == RunStatus::Done {
+        summary::print_done(folder, manifest, snapshot);
+    } else {
+        summary::print_ended(snapshot);
     }
 }
 
-/// Says once what the actors, which start one another, say one after the other.
+/// Says once, and as what it is, what the actors, which start one another, say one after the other as a panic.
 fn cannot_start(error: &(dyn Error + 'static)) -> Failure {
     let root = std::iter::successors(Some(error), |&error| error.source()).last().unwrap_or(error);
     let kind = root.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     if !matches!(kind, Some(ErrorKind::WouldBlock | ErrorKind::OutOfMemory)) {
-        return Failure::because(Exit::Failed, error);
+        return Failure::new(Exit::Failed, format!("the run cannot start: {root}"));
     }
     no_more_threads(root)
 }
@@ -243,7 +284,12 @@ fn survey(
 ) -> Result<Surveyed, Failure> {
     // Without a manifest, be it after `--fresh`, nothing refers to an input that was kept before.
     let fresh = fresh || folder.manifest().symlink_metadata().is_err();
-    let sources = preparation::sources(job, &folder.spooled_stdin(), fresh)?;
+    let kept = folder.spooled_stdin();
+    if job.input.fasta.contains(&InputSource::Stdin) {
+        target.stores(preparation::arriving_stdin(&kept));
+    }
+    let sources = preparation::sources(job, &kept, fresh, bar, &|bytes| target.has_read(bytes, 0))?;
+    target.reads();
     let stamps: Vec<FileStamp> = sources
         .iter()
         .map(|source| {
@@ -448,7 +494,15 @@ fn worker_command() -> WorkerCommand {
     WorkerCommand { program, arguments: vec!["worker".into()] }
 }
 
-/// Writes the last state of the folder; returns it with how the run went.
+/// The last state of the folder, and how the run went.
+struct Conclusion {
+    manifest: Manifest,
+    result: Result<Exit, Failure>,
+    /// Why `run.json` does not have all of it, if it does not.
+    unwritten: Option<String>,
+}
+
+/// Writes the last state of the folder.
 fn conclude(
     arguments: &RunArguments,
     folder: &ResultFolder,
@@ -457,7 +511,7 @@ fn conclude(
     earlier: &BTreeSet<u32>,
     end: RunEnd,
     signals: &Target,
-) -> (Manifest, Result<Exit, Failure>) {
+) -> Conclusion {
     let RunEnd { outcome, mut manifest, snapshot } = end;
     if let Some(session) = manifest.sessions.last_mut() {
         session.elapsed_s = snapshot.elapsed_s;
@@ -550,6 +604,11 @@ fn conclude(
         }
         failure.hint(format!("{committed} of {records} records are committed; to go on: {command}"))
     };
+    let unwritten = match &written {
+        Ok(Some(())) => None,
+        Ok(None) => Some("the end came while writing was paused".to_owned()),
+        Err(error) => Some(actors::error_chain(error)),
+    };
     let result = match (failure, written) {
         (None, Ok(Some(()))) => {
             tracing::info!(rows = manifest.totals.rows, failed = manifest.totals.failed, "done");
@@ -574,7 +633,7 @@ fn conclude(
             Err(to_go_on(failure))
         }
     };
-    (manifest, result)
+    Conclusion { manifest, result, unwritten }
 }
 
 /// Takes back what somebody deleted or cut short after it was committed, so that nothing is called done that
@@ -612,8 +671,14 @@ fn write_last_state(
     if manifest.status == RunStatus::Done && manifest.segments.is_empty() {
         write_empty_part(folder, compute, job, manifest)?;
     }
-    write_failed(folder, manifest)?;
-    Ok(manifest.write(folder)?)
+    let listed = write_failed(folder, manifest);
+    if manifest.status == RunStatus::Done {
+        listed?;
+        return Ok(manifest.write(folder)?);
+    }
+    // Only `done` promises the list, which may take far more room than the little that says how it ended.
+    manifest.write(folder)?;
+    listed
 }
 
 fn write_failed(folder: &ResultFolder, manifest: &Manifest) -> Result<(), WriteError> {
@@ -691,6 +756,7 @@ mod tests {
             assert!(failure.line().starts_with("the run cannot start: no more threads or memory"));
             assert!(!failure.line().contains("panicked"), "{}", failure.line());
         }
-        assert!(cannot_start(&nested(ErrorKind::NotFound)).line().contains("panicked"));
+        let failure = cannot_start(&nested(ErrorKind::NotFound));
+        assert_eq!(failure.line(), "the run cannot start: entity not found");
     }
 }

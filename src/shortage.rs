@@ -25,14 +25,26 @@ pub(crate) fn remedy(line: &str) -> Option<String> {
     (is(Errno::NOMEM) || starts_nothing).then(of_threads_or_memory)
 }
 
+/// Open files of a run, about, beside those of its devices.
+const FILES_OF_RUN: u64 = 32;
+/// Open files of a device, about.
+const FILES_OF_DEVICE: u64 = 8;
+
 fn of_open_files() -> String {
     let limit = match getrlimit(Resource::Nofile).current {
         Some(limit) => format!("this process may have {limit} files open"),
         None => "this process may have no more files open".to_owned(),
     };
     format!(
-        "{limit}: raise that limit, as by `ulimit -n 1024`; a run takes about 32, and 8 more for each device"
+        "{limit}: raise that limit, as by `ulimit -n 1024`; a run takes about {FILES_OF_RUN}, and {FILES_OF_DEVICE} more \
+         for each device"
     )
+}
+
+/// What to do beforehand, where a run on so many devices may come to want for open files.
+pub(crate) fn of_open_files_for(devices: usize) -> Option<String> {
+    let wanted = FILES_OF_RUN + FILES_OF_DEVICE * devices as u64;
+    getrlimit(Resource::Nofile).current.is_some_and(|limit| limit < wanted).then(of_open_files)
 }
 
 /// What to do where no more threads or memory may be had: names the limit that is reached.
@@ -101,6 +113,13 @@ mod tests {
         assert_eq!(remedy("failed to lock `lock`: Resource temporarily unavailable (os error 11)"), None);
         assert_eq!(remedy("failed to keep `lock`: Permission denied (os error 13)"), None);
         assert_eq!(remedy("os error 240: (os error 240)"), None);
+    }
+
+    #[test]
+    fn open_files_that_many_devices_will_want_for_are_told_beforehand() {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        assert_eq!(of_open_files_for(1).is_some(), limit < 40);
+        assert_eq!(of_open_files_for(1 << 40).is_some(), limit < 8 << 40);
     }
 
     #[test]

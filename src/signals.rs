@@ -27,12 +27,18 @@ pub(crate) struct Target(Arc<Mutex<Aim>>);
 #[derive(Default)]
 struct Aim {
     run: Option<(Stopper, watch::Receiver<Arc<Snapshot>>)>,
+    /// From its first `run.json` on there is something to be ended in order.
+    begins: bool,
+    /// Why the run is to be stopped as soon as it is there.
+    asked: Option<StopReason>,
     received: Option<&'static str>,
     job: JobView,
     /// How its preparation stands.
     preparing: PreparingView,
     /// When that began.
     began: Option<Instant>,
+    /// The file that standard input is stored in, while it is.
+    storing: Option<PathBuf>,
     /// The socket, which an end in the middle of things takes along.
     socket: Option<PathBuf>,
 }
@@ -47,6 +53,19 @@ impl Target {
     /// What is being done for it.
     pub(crate) fn prepares(&self, step: PreparingStep) {
         self.aim().preparing.step = step;
+    }
+
+    /// Standard input is being stored in this file.
+    pub(crate) fn stores(&self, file: PathBuf) {
+        let mut aim = self.aim();
+        aim.preparing = PreparingView { step: PreparingStep::StoringInput, ..PreparingView::default() };
+        aim.storing = Some(file);
+    }
+
+    /// Standard input is stored, where it was the input, and all of it is read.
+    pub(crate) fn reads(&self) {
+        let mut aim = self.aim();
+        (aim.preparing, aim.storing) = (PreparingView::default(), None);
     }
 
     /// How much of the input is read.
@@ -72,9 +91,30 @@ impl Target {
         self.aim().run.clone()
     }
 
+    /// From now on a stop waits for the run, which says in `run.json` how it ended.
+    pub(crate) fn begins(&self) {
+        self.aim().begins = true;
+    }
+
+    /// Whether a stop waits for the run.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.aim().asked.is_some()
+    }
+
+    /// Carries out the stop that waits for a run, without it: nothing says yet that there is one.
+    pub(crate) fn end_before_run(&self) -> ! {
+        let mut aim = self.aim();
+        let reason = aim.asked.take().unwrap_or(StopReason::Asked);
+        end_before_run(&aim, &reason)
+    }
+
     /// From now on a signal stops this run.
     pub(crate) fn set(&self, stopper: Stopper, snapshots: watch::Receiver<Arc<Snapshot>>) {
-        self.aim().run = Some((stopper, snapshots));
+        let mut aim = self.aim();
+        if let Some(reason) = aim.asked.take() {
+            stopper.stop(reason);
+        }
+        aim.run = Some((stopper, snapshots));
     }
 
     /// The signal that came, if one did: what follows the run asks for itself.
@@ -94,26 +134,8 @@ impl Target {
         }
         match &aim.run {
             Some((stopper, _)) => stopper.stop(reason),
-            None => {
-                // Nothing was begun: there is nothing to commit.
-                let PreparingView { step, bytes_read, bytes_total } = aim.preparing;
-                tracing::warn!(
-                    %reason,
-                    bytes_read,
-                    bytes_total,
-                    "ended before the first batch, while {}; the same command starts again",
-                    step.words()
-                );
-                crate::dashboard::screen::give_back();
-                crate::stderr::say(format_args!(
-                    "{reason} before the first batch; the same command starts again"
-                ));
-                if let Some(socket) = &aim.socket {
-                    let _ = std::fs::remove_file(socket);
-                }
-                crate::result_folder::give_lock_back();
-                std::process::exit(Exit::Resumable as i32);
-            }
+            None if aim.begins => drop(aim.asked.get_or_insert(reason)),
+            None => end_before_run(&aim, &reason),
         }
     }
 
@@ -136,6 +158,29 @@ impl Target {
         crate::result_folder::give_lock_back();
         std::process::exit(Exit::Interrupted as i32);
     }
+}
+
+/// Ends the program where nothing was begun: there is nothing to commit.
+fn end_before_run(aim: &Aim, reason: &StopReason) -> ! {
+    let PreparingView { step, bytes_read, bytes_total } = aim.preparing;
+    tracing::warn!(
+        %reason,
+        bytes_read,
+        bytes_total,
+        "ended before the first batch, while {}; the same command starts again",
+        step.words()
+    );
+    crate::dashboard::screen::give_back();
+    crate::stderr::say(format_args!("{reason} before the first batch; the same command starts again"));
+    if let Some(file) = &aim.storing {
+        // Of its bytes nothing can be made; that it is there says that they had not all come.
+        let _ = std::fs::File::options().write(true).open(file).and_then(|file| file.set_len(0));
+    }
+    if let Some(socket) = &aim.socket {
+        let _ = std::fs::remove_file(socket);
+    }
+    crate::result_folder::give_lock_back();
+    std::process::exit(Exit::Resumable as i32);
 }
 
 /// Whether whoever started the program wants it to outlive its terminal, as `nohup` does.

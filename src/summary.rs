@@ -8,7 +8,7 @@ use actors::manifest::{Manifest, ResultFolder};
 use actors::{Snapshot, Stage, StageView};
 
 use crate::logging;
-use crate::progress::{duration, grouped};
+use crate::progress::{duration, full, grouped};
 
 /// Share of the time from which on devices count as busy throughout; the same as for a live run.
 const DEVICES_BUSY: f64 = 0.8;
@@ -80,7 +80,7 @@ fn log(snapshot: &Snapshot) {
         tokens = snapshot.tokens_computed,
         tokens_per_s = snapshot.tokens_per_s,
         batches = snapshot.fill.batches,
-        fill = snapshot.fill.mean(),
+        fill = (snapshot.fill.batches > 0).then(|| snapshot.fill.mean()),
         restarts = snapshot.restarts,
         records_committed = snapshot.records_committed,
         failed = snapshot.failed,
@@ -174,15 +174,11 @@ fn print_result(folder: &ResultFolder, manifest: &Manifest, snapshot: &Snapshot)
     line("sequences", format!("{}, {residues} residues{resumed}", grouped(totals.rows)));
     line("speed", speed(snapshot));
     let fill = &snapshot.fill;
-    line(
-        "batches",
-        format!(
-            "{}, {:.1} % full, {:.1} % padding avoided",
-            grouped(fill.batches),
-            100.0 * fill.mean(),
-            100.0 * fill.padding_avoided()
-        ),
-    );
+    if let Some(percent) = full(fill) {
+        let avoided = 100.0 * fill.padding_avoided();
+        let batches = grouped(fill.batches);
+        line("batches", format!("{batches}, {percent:.1} % full, {avoided:.1} % padding avoided"));
+    }
     if snapshot.restarts > 0 {
         line("restarts", snapshot.restarts.to_string());
     }

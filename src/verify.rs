@@ -8,6 +8,7 @@ use actors::part::PartReader;
 use crate::cli::VerifyArguments;
 use crate::failure::{Exit, Failure};
 use crate::progress::grouped;
+use crate::{attach, result_folder};
 
 /// Checks every part, row by row, and that `failed.tsv` is what the lists of the segments say.
 pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
@@ -67,12 +68,20 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
 
 /// The manifest of a result folder that must have one.
 pub(crate) fn read_manifest(folder: &ResultFolder) -> Result<Manifest, Failure> {
-    match Manifest::read(folder) {
+    match result_folder::recorded(folder) {
         Ok(Some(manifest)) => Ok(manifest),
+        Ok(None) if !folder.0.exists() => Err(attach::missing(&folder.0)),
+        // Whoever has locked it has begun something.
+        Ok(None) if folder.lock().exists() => {
+            let shown = folder.0.display();
+            let text = format!("`{shown}` holds no result yet: nothing is computed, there is no run.json");
+            Err(Failure::new(Exit::Usage, text).hint(format!(
+                "the `run` command of its job computes it; virnucpro-orch status {shown} tells whether it does"
+            )))
+        }
         Ok(None) => {
             let text = format!("`{}` is not a result folder: it has no run.json", folder.0.display());
-            Err(Failure::new(Exit::Usage, text)
-                .hint("give the folder named output.directory in the job, or the job file, job.toml"))
+            Err(Failure::new(Exit::Usage, text).hint(attach::GIVE_ONE_BEGUN))
         }
         Err(error) => Err(Failure::because(Exit::Failed, &error)),
     }

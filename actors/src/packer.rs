@@ -364,6 +364,10 @@ impl PackerState {
         self.batches_per_segment_max = self.batches_per_segment_max.max(batches.len());
         self.ledger.open_segment(id, token_counts, batches);
         self.open.insert(id, OpenSegment { prepared, sealed: None });
+        if let Some(work) = &mut self.work {
+            let prepared = &self.open[&id].prepared;
+            work.settled(recovered.sequences.iter().map(|&s| prepared.residues_with(s)).sum());
+        }
         if !recovered.sequences.is_empty() {
             tracing::info!(segment = %id, sequences = recovered.sequences.len(), "taken from the journal");
             let Recovered { sequences, values, .. } = recovered;
@@ -400,6 +404,7 @@ impl PackerState {
             device: worker.device,
             sequences: sequences.len() as u64,
             tokens: token_counts.clone().sum(),
+            residues: sequences.iter().map(|&s| open.prepared.residues_with(s)).sum(),
             longest_tokens: token_counts.max().unwrap_or(0),
             compute_us: completion.compute_us,
             budget_tokens,
@@ -467,6 +472,10 @@ impl PackerState {
             .collect();
         for record in &failed {
             tracing::error!(id = record.id, index = record.index, reason, "sequence quarantined");
+        }
+        let residues = self.open[&segment].prepared.residues_with(sequence);
+        if let Some(work) = &mut self.work {
+            work.settled(residues);
         }
         if let Some(first) = failed.first() {
             let others = match failed.len() {

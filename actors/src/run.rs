@@ -154,6 +154,7 @@ impl Run {
             residues_total: plan.manifest.counts.residues,
             records_resumed: plan.manifest.totals.records,
             residues_resumed: plan.manifest.totals.residues,
+            residues_done: plan.manifest.totals.residues,
             records_committed: plan.manifest.totals.records,
             residues_committed: plan.manifest.totals.residues,
             failed: plan.manifest.totals.failed,

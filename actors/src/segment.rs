@@ -64,6 +64,8 @@ pub struct PreparedSegment {
     pub sequence_of: Vec<u32>,
     /// For each sequence, in order of appearance, the first record that has it.
     first_with: Vec<u32>,
+    /// For each sequence, how many records have it.
+    record_counts: Vec<u32>,
 }
 
 impl PreparedSegment {
@@ -72,16 +74,19 @@ impl PreparedSegment {
         let mut numbers: HashMap<(&[u8], u32), u32> = HashMap::with_capacity(segment.records.len());
         let mut sequence_of = Vec::with_capacity(segment.records.len());
         let mut first_with = Vec::new();
+        let mut record_counts: Vec<u32> = Vec::new();
         for (position, record) in segment.records.iter().enumerate() {
             let key = (record.residues.as_slice(), record.pooled_residues);
             let sequence = *numbers.entry(key).or_insert_with(|| {
                 first_with.push(position as u32);
+                record_counts.push(0);
                 first_with.len() as u32 - 1
             });
+            record_counts[sequence as usize] += 1;
             sequence_of.push(sequence);
         }
         drop(numbers);
-        Self { segment, sequence_of, first_with }
+        Self { segment, sequence_of, first_with, record_counts }
     }
 
     /// Distinct sequences.
@@ -98,6 +103,12 @@ impl PreparedSegment {
     pub fn records_with(&self, sequence: u32) -> impl Iterator<Item = &Record> {
         let records = self.segment.records.iter().zip(&self.sequence_of);
         records.filter(move |(_, of)| **of == sequence).map(|(record, _)| record)
+    }
+
+    /// Residues of all records with this sequence: what is done of the input once it is.
+    pub(crate) fn residues_with(&self, sequence: u32) -> u64 {
+        let records = u64::from(self.record_counts[sequence as usize]);
+        records * self.record_with(sequence).residues.len() as u64
     }
 
     /// Tokens of a sequence, BOS and EOS included.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::{EngineDescription, EngineOptions};
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::{oneshot, watch};
 
 use crate::fasta::InputError;
@@ -437,6 +437,14 @@ impl Actor for Supervisor {
     }
 }
 
+/// Why an actor could not be started; the framework calls an error on the way a panic.
+fn why_not_started(error: &SpawnErr) -> String {
+    match error {
+        SpawnErr::StartupFailed(why) => why.to_string(),
+        other => other.to_string(),
+    }
+}
+
 impl SupervisorState {
     fn report(&self, device: DeviceIndex, now: DeviceState) {
         let slot = &self.devices[device.0];
@@ -488,7 +496,7 @@ impl SupervisorState {
                 Ok(())
             }
             Err(error) => {
-                let reason = format!("worker could not be started: {error}");
+                let reason = format!("worker could not be started: {}", why_not_started(&error));
                 self.device_failed(myself, worker, Departure::Failed(reason))
             }
         }

@@ -44,6 +44,8 @@ pub(crate) struct BatchReport {
     pub(crate) device: DeviceIndex,
     pub(crate) sequences: u64,
     pub(crate) tokens: u64,
+    /// Of all records with these sequences.
+    pub(crate) residues: u64,
     pub(crate) longest_tokens: u64,
     pub(crate) compute_us: u64,
     /// Tokens that its device was allowed when it was lent.

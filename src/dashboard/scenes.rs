@@ -74,6 +74,7 @@ pub(super) fn running(devices: usize) -> Snapshot {
         elapsed_s: 75.0,
         records_total: 20_000,
         residues_total: 1_000_000,
+        residues_done: 250_000,
         sequences_computed: 5_000,
         tokens_computed: 260_000,
         tokens_per_s_now: 3_600.0,

@@ -7,18 +7,17 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use actors::manifest::{Manifest, ResultFolder, RunStatus};
+use actors::manifest::{ResultFolder, RunStatus};
 use actors::{Snapshot, bounds};
 use tokio::sync::watch;
 
 use super::model::{Ended, Home, Model};
 use super::screen::{self, GiveBack};
 use super::ui::{self, Job};
-use crate::attach;
 use crate::cli::FolderArguments;
 use crate::control::{Answer, Request};
 use crate::failure::{Exit, Failure};
-use crate::progress;
+use crate::{attach, progress, result_folder};
 
 /// Longest line of a job: a snapshot takes some hundred bytes for each device.
 const LINE_BYTES_MAX: u64 = 16 << 20;
@@ -94,7 +93,7 @@ fn read(stream: UnixStream, snapshots: &watch::Sender<Arc<Snapshot>>) {
 fn last_word(folder: &ResultFolder) -> Ended {
     let began = Instant::now();
     loop {
-        let manifest = Manifest::read(folder).ok().flatten();
+        let manifest = result_folder::recorded(folder).ok().flatten();
         let status = manifest.as_ref().map(|manifest| manifest.status);
         // A job that was killed has left it at that.
         if status.is_some_and(|status| status != RunStatus::Running) || began.elapsed() > LAST_WORD_MAX {

@@ -4,6 +4,8 @@
 //! locks to one machine or refuse them. Therefore the locked file also says who owns it, a thread writes it
 //! again every [`REFRESH`], and who comes later judges the owner by that (see [`judge`]). A run that finds
 //! its lock in other hands ends at once: a crash costs nothing that is committed, two writers might.
+//!
+//! A run that ends in order leaves the file empty, or its [`LastWord`] where `run.json` could not take that.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
@@ -13,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use actors::manifest::ResultFolder;
+use actors::manifest::{ResultFolder, RunStatus};
 use actors::{bounds, files};
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,8 @@ const LIFE_POLL: Duration = Duration::from_secs(1);
 const DEAD_POLL: Duration = Duration::from_millis(10);
 /// Longest record that is read; ours take a few hundred bytes.
 const RECORD_BYTES_MAX: u64 = 4096;
+/// Longest reason of a last word, letters: with that it is shorter than a record may be, however it is escaped.
+const REASON_CHARS_MAX: usize = 600;
 /// Linux' number for a file system without lock service, for which the library has no name.
 const ENOLCK: i32 = 37;
 
@@ -87,6 +91,30 @@ impl Owner {
     /// Whether it and `other` run on one machine since one boot.
     fn shares_machine_with(&self, other: &Self) -> bool {
         self.boot_id == other.boot_id && (!self.boot_id.is_empty() || self.host == other.host)
+    }
+}
+
+/// How a run ended that could not write it into `run.json`, as on a full disk. It stands in place of the owner: what a file
+/// holds already can be overwritten where there is no room for more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastWord {
+    pub(crate) ended: RunStatus,
+    pub(crate) reason: Option<String>,
+}
+
+impl LastWord {
+    fn to_record(&self) -> Vec<u8> {
+        let shortened = Self {
+            ended: self.ended,
+            reason: self.reason.as_ref().map(|reason| reason.chars().take(REASON_CHARS_MAX).collect()),
+        };
+        let mut record = serde_json::to_vec(&shortened).expect("a last word is plain data");
+        record.push(b'\n');
+        record
+    }
+
+    fn in_record(record: &[u8]) -> Option<Self> {
+        serde_json::from_slice(record).ok()
     }
 }
 
@@ -153,6 +181,8 @@ pub(super) struct Lock {
     /// Closed to end the thread.
     stop: Option<flume::Sender<()>>,
     keeper: Option<JoinHandle<()>>,
+    /// What to leave in the file.
+    last_word: Option<LastWord>,
     /// The dead owner it was taken from, in words.
     pub(super) taken_from: Option<String>,
 }
@@ -204,7 +234,9 @@ impl Lock {
         let mut taken_from = None;
         match got {
             SystemLock::Taken => return Err(held(wait.to_owned())),
-            SystemLock::Got | SystemLock::Unsupported if !found.is_empty() => {
+            SystemLock::Got | SystemLock::Unsupported
+                if !found.is_empty() && LastWord::in_record(&found).is_none() =>
+            {
                 let verdict = match &owner {
                     Some(owner) => judge(owner, &here, lives(owner.pid, owner.start_ticks)),
                     // Of an earlier version, or torn by a power cut: the system's lock decides, if it can.
@@ -240,7 +272,12 @@ impl Lock {
         if let Ok(file) = file.try_clone() {
             *own_lock() = Some((file, record.clone()));
         }
-        Ok(Self { file, record, stop: Some(stop), keeper: Some(keeper), taken_from })
+        Ok(Self { file, record, stop: Some(stop), keeper: Some(keeper), last_word: None, taken_from })
+    }
+
+    /// Leaves this in the file when it is given back.
+    pub(super) fn leave(&mut self, last_word: LastWord) {
+        self.last_word = Some(last_word);
     }
 }
 
@@ -250,7 +287,7 @@ impl Drop for Lock {
         if let Some(keeper) = self.keeper.take() {
             let _ = keeper.join();
         }
-        empty(&self.file, &self.record);
+        give_back(&self.file, &self.record, self.last_word.as_ref());
         *own_lock() = None;
     }
 }
@@ -264,21 +301,35 @@ fn own_lock() -> MutexGuard<'static, Option<(File, Vec<u8>)>> {
 /// Gives the lock of this process back, if it has one: right before an exit in the middle of things.
 pub(crate) fn give_lock_back() {
     if let Some((file, record)) = own_lock().take() {
-        empty(&file, &record);
+        give_back(&file, &record, None);
     }
 }
 
-/// Process and host of who has the lock of a folder, as its file says.
-pub(crate) fn owner(folder: &ResultFolder) -> Option<(u32, String)> {
+/// Who has the lock of a folder, as its file says.
+#[derive(Clone, Debug)]
+pub(crate) struct Holder {
+    pub(crate) process: u32,
+    pub(crate) host: String,
+    /// When its run began, seconds since 1970 by its own clock.
+    pub(crate) started_unix_s: u64,
+}
+
+/// Who has the lock of a folder, as its file says.
+pub(crate) fn owner(folder: &ResultFolder) -> Option<Holder> {
     let record = read_record(&files::open_regular(&folder.lock()).ok()?).ok()?;
-    let owner: Owner = serde_json::from_slice(&record).ok()?;
-    Some((owner.pid, owner.host))
+    let Owner { pid, host, started_unix_s, .. } = serde_json::from_slice(&record).ok()?;
+    Some(Holder { process: pid, host, started_unix_s })
+}
+
+/// How the last run in a folder ended, where `run.json` could not take that.
+pub(crate) fn last_word(folder: &ResultFolder) -> Option<LastWord> {
+    LastWord::in_record(&read_record(&files::open_regular(&folder.lock()).ok()?).ok()?)
 }
 
 /// Whether who has the lock of a folder runs on this machine; `None` where that cannot be told from here.
 pub(crate) fn owner_lives(folder: &ResultFolder) -> Option<bool> {
     let record = read_record(&files::open_regular(&folder.lock()).ok()?).ok()?;
-    if record.is_empty() {
+    if record.is_empty() || LastWord::in_record(&record).is_some() {
         return Some(false);
     }
     let owner: Owner = serde_json::from_slice(&record).ok()?;
@@ -287,9 +338,18 @@ pub(crate) fn owner_lives(folder: &ResultFolder) -> Option<bool> {
     in_sight.then(|| lives(owner.pid, owner.start_ticks))?
 }
 
-/// An empty file has no owner; one that cannot be emptied names a process that is about to end.
-fn empty(file: &File, record: &[u8]) {
-    if read_record(file).is_ok_and(|found| found == record) {
+/// An empty file has no owner, nor has one with a last word; one that cannot be emptied names a process that is about to
+/// end.
+fn give_back(file: &File, record: &[u8], last_word: Option<&LastWord>) {
+    if !read_record(file).is_ok_and(|found| found == record) {
+        return;
+    }
+    let written = last_word.is_some_and(|word| {
+        let word = word.to_record();
+        // Cut only behind what is written: what is given up first may be gone for good.
+        file.write_all_at(&word, 0).and_then(|()| file.set_len(word.len() as u64)).is_ok()
+    });
+    if !written {
         let _ = file.set_len(0);
     }
 }
@@ -545,6 +605,27 @@ mod tests {
                 let owner: Owner = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
                 assert_eq!(owner.pid, std::process::id());
             }
+        }
+    }
+
+    #[test]
+    fn a_last_word_stays_with_a_lock_that_is_free() {
+        let (_temporary, path) = lock_file(b"", Duration::ZERO);
+        let folder = ResultFolder(path.parent().unwrap().join("results"));
+        fs::create_dir_all(folder.state()).unwrap();
+        let path = folder.lock();
+        for reason in [Some("stopped by SIGTERM".to_owned()), Some("\u{1}\u{202e}".repeat(1000)), None] {
+            let mut lock = take(&path).unwrap();
+            assert_eq!((last_word(&folder), owner(&folder).unwrap().process), (None, std::process::id()));
+            lock.leave(LastWord { ended: RunStatus::Stopped, reason: reason.clone() });
+            drop(lock);
+            let left = last_word(&folder).unwrap();
+            assert_eq!(left.ended, RunStatus::Stopped);
+            assert!(reason.unwrap_or_default().starts_with(&left.reason.unwrap_or_default()));
+            assert_eq!((owner_lives(&folder), owner(&folder).is_none()), (Some(false), true));
+            // Nobody is waited for, nor taken for dead.
+            assert_eq!(take_without_system_lock(&path).unwrap().taken_from, None);
+            assert_eq!(last_word(&folder), None);
         }
     }
 

@@ -130,10 +130,115 @@ fn what_is_left_of_a_killed_job_is_told() {
     assert_eq!(left["recorded"], "running");
     let words = run(program(["status"]).arg(&results)).expect(0).stdout;
     assert!(words.starts_with("not running: it was killed"), "{words}");
-    run(program(["stop"]).arg(&results)).expect(2).says(["no job is running in"]);
-    run(program(["status"]).arg(job.at("elsewhere"))).expect(2).says(["holds no run"]);
+    run(program(["stop"]).arg(&results)).expect(2).says(["no job is running in", "tells what is left of it"]);
     // The socket that it left is in nobody's way.
     job.simulating("").run_into("results").expect(0);
+}
+
+#[test]
+fn what_was_never_begun_is_told_as_that() {
+    let job = JobFolder::new(fasta(102, 5000, 20..40));
+    let asked = |command: &str, results: &Path| {
+        let mut asking = program([command]);
+        asking.arg(results).args(if command == "export" { &["--to", "npy"][..] } else { &[] });
+        run(&mut asking).expect(2)
+    };
+    std::fs::create_dir(job.at("empty")).unwrap();
+    let missing = job.at("missing");
+    let does_not_exist = format!("`{}` does not exist", missing.display());
+    for command in ["status", "stop", "pause", "checkpoint", "verify", "export", "report"] {
+        let begin = "`virnucpro-orch run` begins one";
+        asked(command, &missing).says([does_not_exist.as_str(), begin]);
+        let told = asked(command, &job.at("empty"));
+        assert!(!told.stderr.contains("tells what is left"), "{command}: {}", told.stderr);
+        told.says([begin]);
+    }
+    // Begun, and nothing computed: while it runs, and after.
+    let running = reading(&job);
+    let results = job.at("results");
+    for is_running in [true, false] {
+        if !is_running {
+            run(program(["stop"]).arg(&results)).expect(0);
+        }
+        for command in ["verify", "export", "report"] {
+            // A run that was stopped takes a moment to leave, which changes nothing here.
+            asked(command, &results).says(["holds no result yet", "`run` command of its job", "status"]);
+        }
+    }
+    running.finish().expect(75);
+}
+
+#[test]
+fn what_was_never_kept_of_a_killed_or_silent_run_is_not_made_up() {
+    let job = JobFolder::new(fasta(102, 500, 20..200)).simulating("latency_us_per_batch=70000");
+    let results = job.at("results");
+    let words = |results: &Path| run(program(["status"]).arg(results)).expect(0).stdout;
+    // Killed before anything but its beginning was kept.
+    let mut running = job.start_into("results");
+    running.wait_for("segment committed");
+    running.kill();
+    let left = words(&results);
+    for text in
+        ["not running: it was killed", "as of      20", "not known since", "nothing was computed by then"]
+    {
+        assert!(left.contains(text), "{text}: {left}");
+    }
+    assert!(!left.contains("0 tokens/s") && !left.contains("% full"), "{left}");
+    let left = status(&results);
+    let (made, now) = (left["snapshot_unix_s"].as_u64().unwrap(), std::time::SystemTime::now());
+    assert!(now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() - made < 300, "{left}");
+
+    // Suspended while it reads its input, in a folder with an older result.
+    let job = job.simulating("");
+    job.run_into("results").expect(0);
+    let mut running = reading(&job);
+    running.signal(Signal::STOP);
+    running.wait_until("all of it is suspended", |running| running.is_suspended());
+    let asked = run(program(["status"]).arg(&results)).expect(1);
+    let left = asked.stdout.as_str();
+    assert!(left.starts_with("no answer, and nothing is kept of it yet; of the result"), "{left}");
+    assert!(left.contains("500 of 500 committed") && !left.contains("tokens"), "{left}");
+    let asked = run(program(["status", "--json"]).arg(&results)).expect(1);
+    let kept: Value = serde_json::from_str(&asked.stdout).unwrap();
+    assert_eq!((kept["status"].as_str(), kept["recorded"].as_str()), (Some("no-answer"), Some("done")));
+    assert!(kept["snapshot"].is_null() && kept["snapshot_unix_s"].is_null(), "{kept}");
+    running.signal(Signal::CONT);
+    run(program(["stop"]).arg(&results)).expect(0);
+    running.finish().expect(75);
+}
+
+#[test]
+fn standard_input_that_is_being_stored_is_told_by_its_bytes() {
+    let job = JobFolder::new("").set("input.fasta", "-");
+    let results = job.at("results");
+    let text = fasta(104, 100, 20..200);
+    let (first, rest) = text.split_at(text.len() / 2);
+    let mut running = Running::start_stdin_open(&mut job.command_into("results"));
+    running.feed(first.as_bytes());
+    let socket = job.at("results/.state/control.sock");
+    running.wait_until("its socket", |_| socket.exists());
+    running.wait_until("what came is stored", |_| {
+        status(&results)["snapshot"]["preparing"]["bytes_read"] == first.len()
+    });
+    let now = status(&results);
+    assert_eq!(now["snapshot"]["preparing"]["step"], "storing-input");
+    assert_eq!(
+        (now["status"].as_str(), now["snapshot"]["preparing"]["bytes_total"].as_u64()),
+        (Some("preparing"), Some(0))
+    );
+    let words = run(program(["status"]).arg(&results)).expect(0).stdout;
+    assert!(
+        words.starts_with("storing standard input\n") && words.contains(" bytes stored so far"),
+        "{words}"
+    );
+    let mut top = Terminal::start(program(["top"]).arg(&results), 80, 24);
+    top.wait_for("bytes of standard input stored");
+    top.press("q");
+    top.finish(0);
+    running.feed(rest.as_bytes());
+    running.close_stdin();
+    running.finish().expect(0);
+    assert_eq!(job.outcome("results").rows().len(), 100);
 }
 
 #[test]
@@ -149,7 +254,7 @@ fn a_file_instead_of_the_folder_is_understood_or_told_what_to_give() {
     here(["status", "run.log"], "results").expect(2).says(["is a file", "folder that it is in: ."]);
     here(["stop", "proteins.fasta"], ".").expect(2).says(["is a file", "output.directory", "job.toml"]);
     here(["top", "results/run.json"], ".").expect(2).says(["is a file", "folder that it is in: results"]);
-    here(["status", "missing.toml"], ".").expect(2).says(["`missing.toml` holds no run"]);
+    here(["status", "missing.toml"], ".").expect(2).says(["`missing.toml` does not exist"]);
     job.write("other.toml", "[input]\n");
     here(["status", "other.toml"], ".").expect(2);
     run(program(["stop"]).arg(job.at("job.toml"))).expect(0);
@@ -233,7 +338,7 @@ fn a_job_that_reads_its_input_tells_so_and_can_be_stopped() {
         assert!(last.contains(words), "{words} is not in: {last}");
     }
     assert!(!results.join(".state/control.sock").exists());
-    run(program(["status"]).arg(&results)).expect(2).says(["holds no run"]);
+    run(program(["status"]).arg(&results)).expect(2).says(["holds no run", "run` begins one"]);
     // It goes on as if it had never been begun.
     let undisturbed = job.done_into("undisturbed");
     job.done_into("results").assert_same(&undisturbed, "stopped before it began");

@@ -221,6 +221,31 @@ fn every_source_file_that_the_documents_name_is_found_there() {
 }
 
 #[test]
+fn a_result_folder_has_one_name_in_help_and_documents() {
+    for command in [
+        "status",
+        "top",
+        "stop",
+        "pause",
+        "resume",
+        "retire",
+        "readmit",
+        "checkpoint",
+        "report",
+        "verify",
+        "export",
+    ] {
+        let help = run(&mut program([command, "--help"])).expect(0).stdout;
+        let usage = help.lines().find(|line| line.starts_with("Usage: ")).unwrap();
+        assert!(usage.contains(" <RESULTS>") && !usage.contains("FOLDER"), "{usage}");
+        let row = format!("`{command} RESULTS");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let readme = fs::read_to_string(root.join("README.md")).unwrap();
+        assert!(readme.contains(&row), "{row} is not in the README");
+    }
+}
+
+#[test]
 fn help_names_every_exit_code() {
     let help = run(&mut program(["run", "--help"])).expect(0).stdout;
     for code in ["0 ", "1 ", "2 ", "3 ", "4 ", "5 ", "75 ", "130 "] {

@@ -9,7 +9,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::job::JobFolder;
 use crate::outcome::{Outcome, segments_committed};
-use crate::process::{PROGRAM, ProcessIdentity, Running, run, without_settings};
+use crate::process::{PROGRAM, ProcessIdentity, Running, program, run, without_settings};
 use crate::proteins::fasta;
 
 /// Embeddings wide enough that a part is far larger than everything else.
@@ -126,6 +126,51 @@ fn a_full_disk_pauses_the_run_until_there_is_room() {
     fs::remove_file(&ballast).unwrap();
     run.finish().expect(0).says(["there is room again: writing goes on"]);
     job.outcome("results").assert_same(&undisturbed, "after room was made");
+}
+
+#[test]
+fn a_stop_for_want_of_room_is_told_as_that_where_run_json_cannot_take_it() {
+    let job = job().set("restart.shutdown_grace_ms", 300);
+    let undisturbed = job.done_into("undisturbed");
+    let disk = job.at("results");
+    let mut run = start_limited(&job, 64);
+    run.wait_for("file size limit reached: writing is paused");
+    // From now on nothing can become longer than a line or two.
+    let process = Pid::from_raw(run.id() as i32);
+    prlimit(process, Resource::Fsize, Rlimit { current: Some(512), maximum: None }).unwrap();
+    run.signal(Signal::TERM);
+    run.finish().expect(75).says(["stopped by SIGTERM", "the end of the session could not be written down"]);
+    assert_eq!(crate::outcome::manifest(&disk).unwrap()["status"], "running");
+    let ask = |words: &[&str]| crate::process::run(program(words).arg(&disk));
+    let told: serde_json::Value = serde_json::from_str(&ask(&["status", "--json"]).expect(0).stdout).unwrap();
+    assert_eq!(
+        (&told["status"], &told["recorded"], &told["live"]),
+        (&"stopped".into(), &"stopped".into(), &false.into())
+    );
+    let reason = told["reason"].as_str().unwrap();
+    for words in ["stopped by SIGTERM; run.json lacks it: ", "run.json", "File too large"] {
+        assert!(reason.contains(words), "{words}: {reason}");
+    }
+    let words = ask(&["status"]).expect(0).stdout;
+    assert!(words.starts_with("stopped; the same command goes on (stopped by SIGTERM; "), "{words}");
+    assert!(ask(&["verify"]).expect(4).stdout.contains("its status is stopped: stopped by SIGTERM"));
+    let finished = job.run_into("results").expect(0);
+    assert!(!finished.stderr.contains("taken over"), "nobody died: {}", finished.stderr);
+    job.outcome("results").assert_same(&undisturbed, "after a stop for want of room");
+    assert!(fs::read(disk.join(".state/lock")).unwrap().is_empty());
+}
+
+#[test]
+fn a_run_that_has_no_room_to_begin_is_stopped_at_once() {
+    let job = job();
+    let mut run = start_limited(&job, 2);
+    run.wait_for("file size limit reached: writing is paused");
+    run.signal(Signal::TERM);
+    run.finish()
+        .expect(75)
+        .says(["stopped by SIGTERM before the first batch; the same command starts again"]);
+    assert!(!job.at("results/run.json").exists());
+    job.run_into("results").expect(0);
 }
 
 /// Most records cannot be used and have long ids: `failed.tsv`, which only the end of a run writes, is larger

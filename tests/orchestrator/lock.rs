@@ -105,9 +105,13 @@ fn a_run_that_ends_in_the_middle_of_things_gives_its_lock_back() {
     });
     run.wait_for("starting");
     let arriving = job.at("results/.state/stdin-new.fasta.partial");
-    run.wait_until("standard input is received", |_| arriving.exists());
+    let bytes = |path| fs::metadata(path).map_or(0, |file| file.len());
+    run.feed(b">a\nMKV");
+    run.wait_until("standard input is received", |_| bytes(&arriving) == 6);
     run.signal(Signal::TERM);
     run.finish().expect(75);
+    // It stays as a mark, without the room that it took.
+    assert!(arriving.exists() && bytes(&arriving) == 0);
     assert_eq!(fs::read_to_string(job.at("results/.state/lock")).unwrap(), "");
     // What had arrived is not an empty input, however often it is tried.
     for _ in 0..2 {

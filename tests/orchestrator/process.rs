@@ -120,6 +120,11 @@ impl Running {
         Self::start_with(command.stdin(Stdio::piped()))
     }
 
+    /// Gives a command that was started so some input, which is not its end.
+    pub(crate) fn feed(&mut self, input: &[u8]) {
+        self.child.stdin.as_mut().unwrap().write_all(input).unwrap();
+    }
+
     fn start_with(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut out = child.stdout.take().unwrap();
@@ -139,6 +144,11 @@ impl Running {
         });
         let (stdout, stderr_thread) = (Some(stdout), Some(stderr_thread));
         Self { child, started: Instant::now(), stdout, stderr, stderr_thread }
+    }
+
+    /// Ends that input.
+    pub(crate) fn close_stdin(&mut self) {
+        self.child.stdin = None;
     }
 
     /// Its process id.

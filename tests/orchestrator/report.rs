@@ -249,7 +249,7 @@ fn the_report_of_a_killed_run_is_made_from_what_it_left() {
     assert_eq!(page_of(&results), before);
     run(job.command_into("results").arg("--fresh")).expect(0);
     assert!(lines_of(&results).iter().all(|line| line["session"] == 1));
-    report(&job.at("elsewhere")).expect(2).says(["is not a result folder"]);
+    report(&job.at("elsewhere")).expect(2).says(["elsewhere` does not exist"]);
 }
 
 #[test]

@@ -266,6 +266,55 @@ fn a_manifest_that_is_cut_foreign_or_contradicts_itself_is_refused_and_kept() {
     job.run_into("results").expect(0).says(["nothing to do"]);
 }
 
+#[test]
+fn a_damaged_list_of_commits_costs_its_segments_and_is_told() {
+    // A batch is a segment; of the first 34 the last two are in the list alone when the device hangs.
+    let job = job().set("output.segment_sequences", 4).set("devices.use", r#"["sim:1"]"#);
+    let undisturbed = job.done_into("undisturbed");
+    let commits = job.at("results/.state/commits");
+    type Damage = fn(Vec<u8>) -> Vec<u8>;
+    let damages: [(Damage, &str); 3] = [
+        (
+            |mut bytes| {
+                let second = bytes.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+                bytes[second + 40] ^= 1;
+                bytes
+            },
+            "line 2 is damaged",
+        ),
+        (|bytes| vec![0x5a; bytes.len()], "it is no list of commits"),
+        (
+            |mut bytes| {
+                // Another digest in its first line.
+                let end = bytes.iter().position(|&byte| byte == b'\n').unwrap();
+                bytes[end - 1] = if bytes[end - 1] == b'0' { b'1' } else { b'0' };
+                bytes
+            },
+            "line 2 is damaged",
+        ),
+    ];
+    for (damage, told) in damages {
+        let _ = fs::remove_dir_all(job.at("results"));
+        let mut command = job.command_into("results");
+        let mut run = crate::process::Running::start(command.env("VIRNUCPRO_SIM", "fault=hang@batch:34"));
+        let lines =
+            || fs::read(&commits).map_or(0, |bytes| bytes.iter().filter(|&&byte| byte == b'\n').count());
+        run.wait_until("two segments are in the list", |_| lines() == 3);
+        run.kill();
+        let bytes = fs::read(&commits).unwrap();
+        fs::write(&commits, damage(bytes)).unwrap();
+        let name = commits.display().to_string();
+        job.run_into("results").expect(0).says([
+            "segments that only this file names are computed again",
+            name.as_str(),
+            told,
+            "resuming segments=32 ",
+        ]);
+        job.outcome("results").assert_same(&undisturbed, told);
+        assert!(!commits.exists());
+    }
+}
+
 /// Puts something in place of a file that would make its reader wait for ever.
 fn pipe_at(path: &Path) {
     let _ = fs::remove_file(path);

@@ -35,6 +35,13 @@ fn too_few_open_files_are_told_as_that_whatever_they_meet_first() {
             finished.stderr
         );
         assert!(!finished.stderr.contains("that you may write to"), "{files}: {}", finished.stderr);
+        assert!(!finished.stderr.contains("panicked"), "{files}: {}", finished.stderr);
+        // Where anything can be said beforehand it is.
+        if let Some(begun) = finished.stderr.find(" starting ") {
+            let told = finished.stderr.find("too few open files for this run").unwrap();
+            let refused = finished.stderr.find("os error 24").unwrap();
+            assert!(begun < told && told < refused, "{files}: {}", finished.stderr);
+        }
     }
     // As many as the hint says.
     limited(&job(), 8, "-n 96").expect(0);

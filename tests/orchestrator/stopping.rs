@@ -95,6 +95,32 @@ fn a_signal_before_the_first_batch_stops_at_once() {
 }
 
 #[test]
+fn a_stop_between_the_first_run_json_and_the_actors_is_written_down() {
+    let job = slow_job().simulating("");
+    let undisturbed = job.done_into("undisturbed");
+    let mut command = job.command_into("traced");
+    command.env("VIRNUCPRO_FAULTS", format!("file-trace={}", job.at("trace").display()));
+    crate::process::run(&mut command).expect(0);
+    let trace = std::fs::read_to_string(job.at("trace")).unwrap();
+    let is_first = |line: &str| line.starts_with("rename\t") && line.ends_with("run.json");
+    let number = trace.lines().position(is_first).unwrap();
+    // Every operation from that one on takes its time: nobody is quicker than the signal.
+    let mut command = job.command_into("results");
+    command.env("VIRNUCPRO_FAULTS", format!("file-operation:{number}=delay-700"));
+    let mut run = crate::process::Running::start(&mut command);
+    let results = job.at("results");
+    run.wait_until("its run.json", |_| manifest(&results).is_some());
+    run.signal(Signal::TERM);
+    run.finish().expect(75).says(["stopped by SIGTERM", "to go on: virnucpro-orch run job.toml"]);
+    let recorded = manifest(&results).unwrap();
+    assert_eq!(
+        (recorded["status"].as_str(), recorded["reason"].as_str()),
+        (Some("stopped"), Some("stopped by SIGTERM"))
+    );
+    job.done_into("results").assert_same(&undisturbed, "stopped as it began");
+}
+
+#[test]
 fn a_hung_device_does_not_hold_up_the_end() {
     let job = slow_job().set("restart.shutdown_grace_ms", 300).simulating("fault=hang");
     let mut run = job.start_into("results");

@@ -94,6 +94,16 @@ pub enum InputError {
         /// Bytes of the file before it.
         bytes: u64,
     },
+    /// More stands behind the zeros that pad the end of a compressed file, perhaps another such file.
+    #[error("input `{file}`: behind the zeros that end its {format} data, more follows from byte {bytes} on")]
+    BehindPadding {
+        /// The input as named in the job.
+        file: String,
+        /// `gzip`.
+        format: &'static str,
+        /// Bytes of the file before it.
+        bytes: u64,
+    },
     /// A compression that is recognised but not read.
     #[error("input `{file}` is {format} data, which is not read")]
     UnsupportedCompression {
@@ -273,6 +283,7 @@ impl InputError {
             | InputError::Truncated { .. }
             | InputError::Corrupt { .. }
             | InputError::TrailingBytes { .. }
+            | InputError::BehindPadding { .. }
             | InputError::UnsupportedCompression { .. }
             | InputError::Changed { .. }
             | InputError::Utf16 { .. }
@@ -310,7 +321,11 @@ impl InputError {
                 tester(format)
             ),
             InputError::TrailingBytes { bytes, .. } => format!(
-                "were files of several kinds, or padded ones, joined? Unpack them one by one; otherwise fetch the file again. head -c {bytes} keeps what comes before it and drops the rest"
+                "were files of several kinds joined? Unpack them one by one; otherwise fetch the file again. head -c {bytes} keeps what comes before it and drops the rest"
+            ),
+            InputError::BehindPadding { format, bytes, .. } => format!(
+                "such zeros are the end for {format} itself, which drops what follows. Were padded files joined? tail -c +{} shows the next one: unpack them one by one; otherwise fetch the file again",
+                bytes + 1
             ),
             InputError::UnsupportedCompression { format, .. } => {
                 format!("unpack the {format} data first, or pack it with gzip or zstd")

@@ -249,11 +249,16 @@ impl SourceReader {
         let format = match &self.decoder {
             _ if raw.failed => return InputError::Read { file, bytes, source },
             Decoder::Plain(_) => return InputError::Read { file, bytes, source },
-            Decoder::Gzip(members) if members.is_followed => {
-                let unread = members.raw().buffer().len() as u64;
-                return InputError::TrailingBytes { file, format: "gzip", bytes: bytes - unread };
-            }
-            Decoder::Gzip(_) => "gzip",
+            Decoder::Gzip(members) => match members.followed {
+                None => "gzip",
+                Some(behind) => {
+                    let (format, bytes) = ("gzip", bytes - members.raw().buffer().len() as u64);
+                    return match behind {
+                        Behind::Member => InputError::TrailingBytes { file, format, bytes },
+                        Behind::Padding => InputError::BehindPadding { file, format, bytes },
+                    };
+                }
+            },
             Decoder::Zstd(_) => "zstd",
         };
         if source.kind() == io::ErrorKind::UnexpectedEof {
@@ -269,13 +274,22 @@ struct GzipMembers {
     /// `None` once the last member has ended.
     member: Option<GzDecoder<Raw>>,
     ended: Option<Raw>,
-    /// Something that is no gzip member stands behind the last one.
-    is_followed: bool,
+    /// Behind what something stands that is not read.
+    followed: Option<Behind>,
+}
+
+/// What something stands behind that is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Behind {
+    /// The last member; it is no other.
+    Member,
+    /// The zeros that end the file; it may be anything.
+    Padding,
 }
 
 impl GzipMembers {
     fn new(raw: Raw) -> Self {
-        Self { member: Some(GzDecoder::new(raw)), ended: None, is_followed: false }
+        Self { member: Some(GzDecoder::new(raw)), ended: None, followed: None }
     }
 
     fn raw(&self) -> &Raw {
@@ -296,10 +310,11 @@ impl GzipMembers {
                 [] => return Ok(0),
                 // Half a header is enough: what comes of it is a truncated or a damaged member.
                 [0x1f, ..] => self.member = self.ended.take().map(GzDecoder::new),
-                [0, ..] => skip_zeros(raw)
-                    .inspect_err(|error| self.is_followed = error.kind() == io::ErrorKind::InvalidData)?,
+                [0, ..] => skip_zeros(raw).inspect_err(|error| {
+                    self.followed = (error.kind() == io::ErrorKind::InvalidData).then_some(Behind::Padding);
+                })?,
                 _ => {
-                    self.is_followed = true;
+                    self.followed = Some(Behind::Member);
                     return Err(io::ErrorKind::InvalidData.into());
                 }
             }
@@ -615,7 +630,8 @@ mod tests {
     fn trailing_bytes_and_flipped_bits_are_errors() {
         let content = text();
         for stored in [gzip(&content), zstd_with_checksum(&content), bgzip(&content, 1000).0] {
-            for tail in [&b"x"[..], b"garbage behind the end", &[0; 4], &[0; 512], &[0, 0, 7]] {
+            let padded = [&[0, 0], &*gzip(b"MK")].concat();
+            for tail in [&b"x"[..], b"garbage behind the end", &[0; 4], &[0; 512], &[0, 0, 7], &padded] {
                 let gzip = stored[..2] == [0x1f, 0x8b];
                 let outcome = read(&[&stored, tail].concat());
                 if gzip && tail.iter().all(|&byte| byte == 0) {
@@ -627,10 +643,14 @@ mod tests {
                 assert!(error.is_bad_input(), "{error:?}");
                 assert!(error.to_string().contains("in.fasta"), "{error}");
                 if gzip {
-                    let zeros = if tail[0] == 0 { 2 } else { 0 };
+                    assert!(error.hint().is_some());
                     match error {
-                        InputError::TrailingBytes { bytes, .. } => {
-                            assert_eq!(bytes, stored.len() as u64 + zeros);
+                        InputError::TrailingBytes { bytes, .. } if tail[0] != 0 => {
+                            assert_eq!(bytes, stored.len() as u64);
+                        }
+                        // As for `gzip`, be it another member that follows them.
+                        InputError::BehindPadding { bytes, .. } if tail[0] == 0 => {
+                            assert_eq!(bytes, stored.len() as u64 + 2);
                         }
                         other => panic!("{other:?}"),
                     }

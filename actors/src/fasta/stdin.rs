@@ -16,16 +16,17 @@ const COPY_BYTES: usize = 256 << 10;
 /// Stores everything that `input` yields at `path`, which then stands for standard input.
 ///
 /// The file appears under its name only when it is whole and on disk: it is written beside it with
-/// `.partial` appended, synced and renamed. Input without a byte makes an empty file.
+/// `.partial` appended, synced and renamed. Input without a byte makes an empty file. `told` hears now and then how many
+/// bytes are stored.
 ///
 /// # Errors
 /// [`InputError::Read`] if the pipe fails, [`InputError::Spool`] if the disk does; a partial file is removed. A
 /// full disk is waited for, as long as it takes: what was read from the pipe is nowhere else.
-pub fn spool_stdin(input: &mut dyn Read, path: &Path) -> Result<Source, InputError> {
+pub fn spool_stdin(input: &mut dyn Read, path: &Path, told: &dyn Fn(u64)) -> Result<Source, InputError> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Path::new(&partial);
-    let stored = store(input, path, partial);
+    let stored = store(input, path, partial, told);
     if stored.is_err() {
         // The first error is the one to tell; a second partial file would be overwritten anyway.
         let _ = fs::remove_file(partial);
@@ -33,7 +34,7 @@ pub fn spool_stdin(input: &mut dyn Read, path: &Path) -> Result<Source, InputErr
     stored.map(|()| Source::spooled_stdin(path))
 }
 
-fn store(input: &mut dyn Read, path: &Path, partial: &Path) -> Result<(), InputError> {
+fn store(input: &mut dyn Read, path: &Path, partial: &Path, told: &dyn Fn(u64)) -> Result<(), InputError> {
     let spool = |source| InputError::Spool { path: path.to_owned(), source };
     let mut file = File::create(partial).map_err(spool)?;
     let mut buffer = vec![0; COPY_BYTES];
@@ -44,6 +45,7 @@ fn store(input: &mut dyn Read, path: &Path, partial: &Path) -> Result<(), InputE
             Ok(read) => {
                 append(&mut file, &buffer[..read], path).map_err(spool)?;
                 bytes += read as u64;
+                told(bytes);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(InputError::Read { file: "-".to_owned(), bytes, source }),
@@ -80,6 +82,8 @@ fn append(file: &mut File, bytes: &[u8], path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     struct FailsAfter(&'static [u8]);
@@ -98,7 +102,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stdin.fasta");
         for content in [&b""[..], b">a\nMK", &[0x1f, 0x8b, 0, 255]] {
-            let source = spool_stdin(&mut &content[..], &path).unwrap();
+            let told = Cell::new(0);
+            let source = spool_stdin(&mut &content[..], &path, &|bytes| told.set(bytes)).unwrap();
+            assert_eq!(told.get(), content.len() as u64);
             assert_eq!(fs::read(&path).unwrap(), content);
             assert_eq!((source.path(), source.label()), (path.as_path(), "-"));
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -109,7 +115,7 @@ mod tests {
     fn a_failing_pipe_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stdin.fasta");
-        let error = spool_stdin(&mut FailsAfter(b">a\nMK"), &path).unwrap_err();
+        let error = spool_stdin(&mut FailsAfter(b">a\nMK"), &path, &|_| ()).unwrap_err();
         assert!(matches!(error, InputError::Read { bytes: 5, .. }), "{error:?}");
         assert!(!error.is_bad_input());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -119,7 +125,7 @@ mod tests {
     fn a_folder_that_is_missing_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("missing/stdin.fasta");
-        let error = spool_stdin(&mut &b">a\nMK"[..], &path).unwrap_err();
+        let error = spool_stdin(&mut &b">a\nMK"[..], &path, &|_| ()).unwrap_err();
         assert!(error.to_string().contains("missing/stdin.fasta"), "{error}");
         assert!(error.hint().is_some());
     }

@@ -173,15 +173,15 @@ impl Account {
             snapshot.tokens_per_s_now = rate(&mut work.tokens, began, now);
             snapshot.sequences_per_s_now = rate(&mut work.sequences, began, now);
         }
-        let computed = snapshot.residues_resumed + snapshot.residues_computed();
-        // Records with equal residues are computed once: what is committed may be more.
-        let done = computed.max(snapshot.residues_committed);
+        // What is committed may be known before the packer's latest books.
+        let done = (snapshot.residues_resumed + work.residues_done).max(snapshot.residues_committed);
+        snapshot.residues_done = done.min(snapshot.residues_total);
         // While it does not go on as it did, nobody can say.
         let goes_on = !(snapshot.paused || snapshot.disk_full || snapshot.stopping);
         if snapshot.paused || snapshot.disk_full {
             self.stood_until = Some(now);
         }
-        let left = snapshot.residues_total.saturating_sub(done);
+        let left = snapshot.residues_total - snapshot.residues_done;
         snapshot.remaining = work.pace.remaining(left, now).filter(|_| goes_on);
         let began = work.pace.began().unwrap_or(now);
         let devices = self.devices.iter().zip(&mut work.devices);

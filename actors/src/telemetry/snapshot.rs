@@ -32,6 +32,9 @@ pub struct Snapshot {
     pub records_resumed: u64,
     /// Residues settled by earlier sessions.
     pub residues_resumed: u64,
+    /// Residues of records that are computed or set aside, committed or not, of all sessions; of records with equal
+    /// residues each counts.
+    pub residues_done: u64,
     /// Sequences computed in this session; equal ones count once.
     pub sequences_computed: u64,
     /// Tokens computed in this session.
@@ -86,9 +89,13 @@ impl Snapshot {
         self.remaining.map(|remaining| remaining.seconds)
     }
 
-    /// Residues computed in this session, BOS and EOS not counted.
-    pub fn residues_computed(&self) -> u64 {
-        self.tokens_computed.saturating_sub(2 * self.sequences_computed)
+    /// Residues done of the whole run, 0..=1; of a version that did not tell, those committed.
+    pub fn done_share(&self) -> f64 {
+        let done = self.residues_done.max(self.residues_committed);
+        match self.residues_total {
+            0 => 0.0,
+            total => (done as f64 / total as f64).clamp(0.0, 1.0),
+        }
     }
 }
 
@@ -98,9 +105,9 @@ impl Snapshot {
 pub struct PreparingView {
     /// What is being done.
     pub step: PreparingStep,
-    /// Bytes of the input that are read, as stored.
+    /// Bytes of the input that are read, as stored; of standard input first those that are stored.
     pub bytes_read: u64,
-    /// Bytes of the input, as stored; 0 while that is not known.
+    /// Bytes of the input, as stored; 0 while that is not known, as of standard input before its end.
     pub bytes_total: u64,
 }
 
@@ -108,6 +115,8 @@ pub struct PreparingView {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PreparingStep {
+    /// Standard input is stored, where that is the input.
+    StoringInput,
     /// The whole input is read once.
     #[default]
     ReadingInput,
@@ -121,6 +130,7 @@ impl PreparingStep {
     /// The step in words.
     pub fn words(self) -> &'static str {
         match self {
+            Self::StoringInput => "storing standard input",
             Self::ReadingInput => "reading the input",
             Self::ReadingWeights => "reading the weights",
             Self::CheckingResult => "checking what is committed",

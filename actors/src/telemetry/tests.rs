@@ -23,6 +23,7 @@ impl SlowPackerState {
                 device: DeviceIndex(0),
                 sequences: 2,
                 tokens: BATCH_TOKENS,
+                residues: BATCH_TOKENS - 4,
                 longest_tokens: 60,
                 compute_us: 5,
                 budget_tokens: 100,

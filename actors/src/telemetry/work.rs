@@ -19,6 +19,8 @@ pub(crate) struct WorkAccount {
     started: Instant,
     pub(super) sequences_computed: u64,
     pub(super) tokens_computed: u64,
+    /// Of records that are computed, taken from a journal or set aside.
+    pub(super) residues_done: u64,
     pub(super) fill: Fill,
     pub(super) pace: Pace,
     pub(super) tokens: Timeline,
@@ -69,6 +71,7 @@ impl WorkAccount {
             started,
             sequences_computed: 0,
             tokens_computed: 0,
+            residues_done: 0,
             fill: Fill::default(),
             pace: Pace::default(),
             tokens: line(),
@@ -96,8 +99,10 @@ impl WorkAccount {
 
     /// A batch is computed.
     pub(crate) fn completed(&mut self, report: &BatchReport) {
-        let BatchReport { device, sequences, tokens, at, .. } = *report;
-        self.pace.add(tokens.saturating_sub(2 * sequences));
+        let BatchReport { device, sequences, tokens, residues, at, .. } = *report;
+        // In residues of the input, as what is left is told: equal records cost nothing more.
+        self.pace.add(residues);
+        self.residues_done += residues;
         self.tokens.put(at, tokens as f64);
         self.sequences.put(at, sequences as f64);
         self.sequences_computed += sequences;
@@ -117,6 +122,11 @@ impl WorkAccount {
         device.busy.spread(began, at, 1.0);
         device.tokens.put(at, tokens as f64);
         device.returned(at);
+    }
+
+    /// Residues of records that need no computing any more: they cost no time of this session.
+    pub(crate) fn settled(&mut self, residues: u64) {
+        self.residues_done += residues;
     }
 
     /// A batch came back that brings nothing: it failed, or was a trial.

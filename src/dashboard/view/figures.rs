@@ -1,7 +1,7 @@
 //! The figures of the whole run: title, gauge, verdict, throughput, how full batches are.
 
 use actors::packing::FILL_STEPS;
-use actors::{DeviceState, Snapshot, Tier};
+use actors::{DeviceState, PreparingStep, PreparingView, Snapshot, Tier};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
@@ -68,16 +68,20 @@ pub(super) fn draw_title(area: Rect, screen: &mut Buffer, model: &Model, snapsho
 
 /// How far it is, by residues; before that, by the bytes of the input.
 pub(super) fn draw_gauge(area: Rect, screen: &mut Buffer, snapshot: &Snapshot, look: Look) {
-    let (done, all) = match snapshot.preparing {
-        Some(preparing) => (preparing.bytes_read, preparing.bytes_total),
-        None => (snapshot.residues_resumed + snapshot.residues_computed(), snapshot.residues_total),
-    };
-    let share = match all {
-        0 => 0.0,
-        total => (done as f64 / total as f64).clamp(0.0, 1.0),
+    let share = match snapshot.preparing {
+        Some(PreparingView { bytes_total: 0, .. }) => 0.0,
+        Some(PreparingView { bytes_read, bytes_total, .. }) => {
+            (bytes_read as f64 / bytes_total as f64).clamp(0.0, 1.0)
+        }
+        None => snapshot.done_share(),
     };
     let (committed, total) = (grouped(snapshot.records_committed), grouped(snapshot.records_total));
-    let label = if snapshot.preparing.is_some() {
+    let label = if let Some(PreparingView { step: PreparingStep::StoringInput, bytes_read, .. }) =
+        snapshot.preparing
+    {
+        // How many will come nobody knows.
+        format!(" {} bytes of standard input stored", grouped(bytes_read))
+    } else if snapshot.preparing.is_some() {
         format!(" {:5.1} % of the input read", 100.0 * share)
     } else if area.width >= 72 {
         format!(" {:5.1} %  {committed} of {total} records committed", 100.0 * share)
@@ -214,7 +218,10 @@ pub(super) fn draw_histogram(area: Rect, screen: &mut Buffer, snapshot: &Snapsho
     let fill = &snapshot.fill;
     let poor: u64 = fill.histogram[..FILL_POOR].iter().sum();
     let share = if fill.batches == 0 { 0.0 } else { 100.0 * poor as f64 / fill.batches as f64 };
-    let title = format!(" batches {:.1} % full ", 100.0 * fill.mean());
+    let title = match fill.batches {
+        0 => " no batch yet ".to_owned(),
+        _ => format!(" batches {:.1} % full ", 100.0 * fill.mean()),
+    };
     let block = look.block(&title);
     let inner = block.inner(area);
     block.render(area, screen);

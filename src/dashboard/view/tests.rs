@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actors::manifest::RunStatus;
-use actors::{DeviceState, EventLevel, GpuView, Snapshot};
+use actors::{DeviceState, EventLevel, GpuView, PreparingStep, PreparingView, Snapshot};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
@@ -68,6 +68,25 @@ fn with_gpus(mut snapshot: Snapshot) -> Snapshot {
 #[test]
 fn loading_compact() {
     insta::assert_snapshot!(screen(&model(loading()), 80, 24, COLOUR));
+}
+
+#[test]
+fn batches_are_not_called_full_before_there_is_one() {
+    let storing = PreparingView {
+        step: PreparingStep::StoringInput,
+        bytes_read: 1_234_567,
+        ..PreparingView::default()
+    };
+    let storing = Snapshot { preparing: Some(storing), ..Snapshot::default() };
+    for (snapshot, words) in [
+        (loading(), "0.0 %  0 of 20,000 records committed"),
+        (storing, "1,234,567 bytes of standard input stored"),
+    ] {
+        let shown = screen(&model(snapshot), 110, 36, COLOUR);
+        assert!(shown.contains("no batch yet") && !shown.contains("% full"), "{shown}");
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    assert!(screen(&model(running(4)), 110, 36, COLOUR).contains(" % full "));
 }
 
 #[test]

@@ -60,10 +60,16 @@ impl Books {
     }
 
     fn completed(&mut self, device: usize, compute_ms: u64, ms: u64) {
+        self.completed_with(1, device, compute_ms, ms);
+    }
+
+    /// Each sequence is that of so many records.
+    fn completed_with(&mut self, records: u64, device: usize, compute_ms: u64, ms: u64) {
         let report = BatchReport {
             device: DeviceIndex(device),
             sequences: 10,
             tokens: 1000,
+            residues: 980 * records,
             longest_tokens: 100,
             compute_us: compute_ms * 1000,
             budget_tokens: 1000,
@@ -251,6 +257,32 @@ fn a_pause_and_the_end_are_nobodys_fault() {
 }
 
 #[test]
+fn equal_records_are_done_when_their_one_computation_is() {
+    // Of 100,000 residues 5,000 are in a journal and 1,000 set aside; every other sequence is that of five records.
+    let mut books = Books::of(1);
+    books.work.settled(5_000);
+    books.lent(0, 0);
+    for batch in 1..=10 {
+        books.completed_with(5, 0, 1000, batch * 1000);
+        books.lent(0, batch * 1000);
+    }
+    books.work.settled(1_000);
+    let now = books.view(10_000);
+    assert_eq!((now.tokens_computed, now.residues_done), (10_000, 55_000));
+    close(now.done_share(), 0.55);
+    // 45,000 left, 49,000 of the input in ten seconds.
+    close(now.remaining.unwrap().seconds, 10.0 * 45.0 / 49.0);
+    // What is committed is done, whatever the packer's latest books say.
+    books.take(TelemetryMessage::SegmentCommitted { records: 1, failed: 0, residues: 90_000 }, 10_000);
+    assert_eq!(books.view(10_000).residues_done, 90_000);
+    for batch in 11..=20 {
+        books.completed_with(5, 0, 1000, batch * 1000);
+    }
+    let now = books.view(20_000);
+    assert_eq!((now.residues_done, now.remaining.unwrap().seconds), (100_000, 0.0), "never more than all");
+}
+
+#[test]
 fn a_lost_worker_computes_and_says_nothing_more() {
     let mut books = Books::of(2);
     let heard = |generation, at| TelemetryMessage::Heard {
@@ -287,6 +319,7 @@ fn a_device_with_less_memory_is_judged_by_its_own_budget() {
         device: DeviceIndex(0),
         sequences: 5,
         tokens: 490,
+        residues: 480,
         longest_tokens: 100,
         compute_us: 1,
         budget_tokens: 500,
