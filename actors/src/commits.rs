@@ -103,13 +103,14 @@ impl Commits {
 
     fn append(&mut self, base: u128, commit: &Commit) -> io::Result<()> {
         let path = self.folder.commits();
-        let line = to_line(base, commit);
+        let json = serde_json::to_vec(commit).expect("a commit is plain data");
+        let line = line(base, &json);
         if let Some(file) = &self.file {
-            write_all(file, &path, line.as_bytes())?;
+            write_all(file, &path, &line)?;
             return files::sync(file, &path);
         }
         let file = files::create(&path)?;
-        write_all(&file, &path, format!("{TITLE}{base:032x}\n{line}").as_bytes())?;
+        write_all(&file, &path, &[title(base).as_bytes(), &line].concat())?;
         files::sync(&file, &path)?;
         files::sync_folder_of(&path)?;
         self.file = Some(file);
@@ -118,7 +119,7 @@ impl Commits {
 }
 
 /// The digest that names a `run.json`.
-pub(crate) fn digest_of(run_json: &[u8]) -> u128 {
+pub fn digest_of(run_json: &[u8]) -> u128 {
     xxh3_128(run_json)
 }
 
@@ -190,14 +191,18 @@ fn read(folder: &ResultFolder) -> io::Result<Vec<u8>> {
 /// from another `run.json`.
 fn parse(bytes: &[u8], base: u128) -> Option<Vec<Commit>> {
     let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
-    (lines.next()? == format!("{TITLE}{base:032x}\n").as_bytes())
-        .then(|| lines.map_while(|line| from_line(base, line)).collect())
+    (lines.next()? == title(base).as_bytes()).then(|| lines.map_while(|line| from_line(base, line)).collect())
 }
 
-/// A checksum, seeded by what the file goes on from, a blank, and JSON.
-fn to_line(base: u128, commit: &Commit) -> String {
-    let json = serde_json::to_string(commit).expect("a commit is plain data");
-    format!("{:016x} {json}\n", checksum(base, json.as_bytes()))
+/// The first line of a file that goes on from the `run.json` of this digest.
+pub fn title(base: u128) -> String {
+    format!("{TITLE}{base:032x}\n")
+}
+
+/// Another line of such a file: a checksum, seeded by what the file goes on from, a blank, and the JSON of a commit.
+pub fn line(base: u128, json: &[u8]) -> Vec<u8> {
+    let checksum = format!("{:016x} ", checksum(base, json));
+    [checksum.as_bytes(), json, b"\n"].concat()
 }
 
 fn from_line(base: u128, line: &[u8]) -> Option<Commit> {
@@ -328,7 +333,8 @@ mod tests {
         let base = digest_of(&std::fs::read(folder.manifest()).unwrap());
         let mut absurd = commit(9_999);
         (absurd.entry.residues, absurd.entry.rows) = (u64::MAX, u64::MAX);
-        std::fs::write(folder.commits(), format!("{TITLE}{base:032x}\n{}", to_line(base, &absurd))).unwrap();
+        let absurd = line(base, &serde_json::to_vec(&absurd).unwrap());
+        std::fs::write(folder.commits(), [title(base).as_bytes(), &absurd].concat()).unwrap();
         assert!(matches!(Manifest::read(&folder), Err(ManifestError::Inconsistent { .. })));
     }
 

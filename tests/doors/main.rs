@@ -48,6 +48,11 @@ fn checkpoint_takes_anything() {
 }
 
 #[test]
+fn commits_takes_anything() {
+    replay("commits");
+}
+
+#[test]
 fn fasta_takes_anything() {
     replay("fasta");
 }
@@ -122,6 +127,7 @@ fn seeds_are_written() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
     let seeds = [
         ("checkpoint", fuzz::checkpoint::seeds()),
+        ("commits", fuzz::commits::seeds()),
         ("fasta", fuzz::fasta::seeds(repository)),
         ("frames", fuzz::frames::seeds()),
         ("job", fuzz::job::seeds(repository)),

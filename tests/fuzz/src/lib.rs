@@ -5,6 +5,7 @@
 //! panics where a promise is broken.
 
 pub mod checkpoint;
+pub mod commits;
 pub mod fasta;
 pub mod frames;
 pub mod job;
@@ -16,8 +17,9 @@ pub mod safetensors;
 pub type Door = fn(&[u8]) -> bool;
 
 /// Every door by the name of its target and of its folders in `corpus` and `regressions`.
-pub const DOORS: [(&str, Door); 7] = [
+pub const DOORS: [(&str, Door); 8] = [
     ("checkpoint", checkpoint::enter),
+    ("commits", commits::enter),
     ("fasta", fasta::enter),
     ("frames", frames::enter),
     ("job", job::enter),
