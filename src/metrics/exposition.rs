@@ -139,6 +139,12 @@ fn run(metrics: &mut Exposition, snapshot: &Snapshot) {
         snapshot.residues_committed as f64,
     );
     metrics.single(
+        "virnucpro_done_residues",
+        Gauge,
+        "Residues of records computed or set aside, committed or not, of all sessions; equal records count each.",
+        snapshot.residues_done as f64,
+    );
+    metrics.single(
         "virnucpro_failed_records",
         Gauge,
         "Records listed in failed.tsv, of all sessions.",

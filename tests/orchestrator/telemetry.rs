@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::job::JobFolder;
 use crate::process::{Finished, Running, program, run};
-use crate::proteins::fasta;
+use crate::proteins::{fasta, records};
 
 /// About four seconds of work on two devices.
 fn job() -> JobFolder {
@@ -252,4 +252,33 @@ fn status_reads_what_an_older_version_kept() {
     assert_eq!(snapshot(&results)["tokens_computed"], 840);
     let words = command("status", &results, &[]).expect(0).stdout;
     assert!(words.starts_with("done\n") && words.contains("sim:0"), "{words}");
+}
+
+#[test]
+fn equal_records_are_as_far_as_their_one_computation() {
+    // Each sequence ten times over, one after the other.
+    let distinct = records(&fasta(97, 60, 40..80));
+    let text: String =
+        (0..10 * distinct.len()).map(|number| format!(">r{number}\n{}\n", distinct[number / 10].1)).collect();
+    // Of the first sequence nothing can be made; it is settled all the same.
+    let job = JobFolder::new(text).simulating("fault=nan@ordinal:0");
+    job.run_into("results").expect(3);
+    let last = snapshot(&job.at("results"));
+    assert!(last["sequences_computed"].as_u64().unwrap() < 600 / 5, "{last}");
+    assert_eq!(last["residues_done"], last["residues_total"]);
+    assert!(last["residues_committed"].as_u64() < last["residues_done"].as_u64(), "one is set aside");
+    // Halfway through, one of the two figures is not ten times the other.
+    let job = job.simulating("latency_us_per_batch=150000").set("packing.token_budget", 90);
+    let mut running = job.start_into("slow");
+    running.wait_for("segment committed");
+    run(program(["pause"]).arg(job.at("slow"))).expect(0);
+    let now = snapshot(&job.at("slow"));
+    let number = |field: &str| now[field].as_u64().unwrap();
+    assert!(number("residues_done") >= number("residues_committed"), "{now}");
+    assert!(
+        number("residues_done") > 5 * (number("tokens_computed") - 2 * number("sequences_computed")),
+        "{now}"
+    );
+    run(program(["stop"]).arg(job.at("slow"))).expect(0);
+    running.finish().expect(75);
 }
