@@ -141,8 +141,11 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit, Failure> {
         snapshot_unix_s: snapshot.as_ref().and_then(made_at),
         snapshot,
         is_cut_short: !live && result_folder::last_word(&folder).is_some(),
-        is_recorded_before: holder
-            .is_some_and(|holder| session_unix_s.is_some_and(|began| began < holder.started_unix_s)),
+        is_recorded_before: holder.is_some_and(|holder| {
+            // A quick session began and ended in the second in which this process began.
+            let last = holder.started_unix_s + u64::from(recorded != Some(RunStatus::Running));
+            session_unix_s.is_some_and(|began| began < last)
+        }),
     };
     let text = if arguments.json {
         serde_json::to_string_pretty(&status).map_err(|error| Failure::because(Exit::Failed, &error))? + "\n"

@@ -170,12 +170,12 @@ fn what_was_never_begun_is_told_as_that() {
 
 #[test]
 fn what_was_never_kept_of_a_killed_or_silent_run_is_not_made_up() {
-    let job = JobFolder::new(fasta(102, 500, 20..200)).simulating("latency_us_per_batch=70000");
+    let job = JobFolder::new(fasta(102, 500, 20..200)).simulating("latency_us_per_batch=20000000");
     let results = job.at("results");
     let words = |results: &Path| run(program(["status"]).arg(results)).expect(0).stdout;
     // Killed before anything but its beginning was kept.
     let mut running = job.start_into("results");
-    running.wait_for("segment committed");
+    running.wait_until("its first figures", |_| results.join(".state/snapshot.json").exists());
     running.kill();
     let left = words(&results);
     for text in
