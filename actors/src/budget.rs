@@ -66,6 +66,8 @@ impl TokenBudget {
         self.current = if was_whole { full } else { self.current.clamp(self.floor().min(full), full) };
         self.ceiling =
             if is_unlimited { full.saturating_add(1) } else { self.ceiling.min(full.saturating_add(1)) };
+        // A larger budget has a higher floor, which may lie above what did not fit.
+        self.ceiling = self.ceiling.max(self.current.saturating_add(1));
         self.good = self.good.min(full);
     }
 
@@ -221,6 +223,18 @@ mod tests {
         assert_eq!(short.tokens(), 9_000);
         short.limit(100);
         assert_eq!(short.tokens(), 100);
+    }
+
+    #[test]
+    fn a_floor_that_rises_above_what_did_not_fit_stays_below_the_ceiling() {
+        let mut short = TokenBudget::new(510);
+        short.out_of_memory(0);
+        short.limit(576);
+        assert_eq!(short.tokens(), 9);
+        for _ in 0..20 * GROW_AFTER {
+            short.completed(9);
+            assert!((9..=576).contains(&short.tokens()), "{short:?}");
+        }
     }
 
     #[test]
