@@ -37,8 +37,9 @@ const BRAIN_BLOCK_BYTES: usize = 1 << 20;
 const BRAIN_ROWS: Range<usize> = 128..256;
 
 /// In f32 on tiles: bytes of split activations that one task of a product has at a time, and the fewest and most rows
-/// of it. Weights are split once for all rows of a task.
-const SPLIT_BLOCK_BYTES: usize = 1 << 20;
+/// of it. Weights are split once for all rows of a task, but twice or thrice as many bytes, though they would fit the
+/// second-level cache, took a tenth to a third longer beside another hyperthread.
+const SPLIT_BLOCK_BYTES: usize = 1 << 19;
 const SPLIT_ROWS: Range<usize> = 128..384;
 
 /// Sequences up to this length are attended by one task for all heads.

@@ -14,9 +14,6 @@ use crate::ops::Epilogue;
 /// Lines of a term in a step.
 const TERM_LINES: usize = STEP_LINES / super::TERMS;
 
-/// Binary digits of a fraction of a row or line.
-const FRACTION: u32 = 16;
-
 /// How far ahead of the weights that are split others are asked for, in numbers: some of the latency of the memory.
 const AHEAD: usize = 2 * STEP * TILE_COLUMNS;
 
@@ -188,6 +185,23 @@ impl Ending<'_> {
     #[inline]
     unsafe fn row(&self, row: usize, sums: *const f32) {
         let Self { bias, outputs, column, add, epilogue, .. } = *self;
+        if column + TILE_COLUMNS <= outputs && epilogue != Some(Epilogue::Gelu) {
+            // SAFETY: by the caller's promise: the row is whole.
+            unsafe {
+                let out = self.out.add(row * outputs + column);
+                for half in [0, GROUP] {
+                    let mut value = _mm512_load_ps(sums.add(half));
+                    if add {
+                        value = _mm512_add_ps(value, _mm512_loadu_ps(out.add(half)));
+                    }
+                    if epilogue.is_some() {
+                        value = _mm512_add_ps(value, _mm512_load_ps(bias.as_ptr().add(column + half)));
+                    }
+                    _mm512_storeu_ps(out.add(half), value);
+                }
+            }
+            return;
+        }
         for half in [0, GROUP] {
             let mask = mask(outputs - column, half);
             // SAFETY: by the caller's promise; masked loads and stores touch only what is within the row.
@@ -251,10 +265,10 @@ pub(super) unsafe fn multiply(block: Block<'_>, scratch: &mut Scratch) {
                 next = next.add(steps * STEP * TILE_COLUMNS);
                 let next_steps = if panel + 1 < panels { steps } else { steps_from(start + depth) };
                 let mut splitting = Splitting::new(next, right[1], next_steps);
-                // Spread evenly over the products.
-                let slots = steps * PRODUCTS.len();
-                let rows_per_slot = (TILE_ROWS << FRACTION).div_ceil(slots);
-                let lines_per_slot = (splitting.lines << FRACTION).div_ceil(tiles * slots);
+                // Spread over the products, by turns lines of weights and rows of the tile before.
+                let slots = steps * PRODUCTS.len() / 2;
+                let rows_per_slot = TILE_ROWS.div_ceil(slots);
+                let lines_per_slot = splitting.lines.div_ceil(tiles * slots);
                 for tile in 0..tiles {
                     let ending = Ending {
                         bias,
@@ -271,8 +285,11 @@ pub(super) unsafe fn multiply(block: Block<'_>, scratch: &mut Scratch) {
                             left.add((tile * steps + step) * STEP_LINES),
                             right[0].add(step * STEP_LINES),
                             |product| {
-                                let slot = step * PRODUCTS.len() + product + 1;
-                                let until = TILE_ROWS.min((slot * rows_per_slot) >> FRACTION);
+                                if product % 2 == 0 {
+                                    splitting.go_on(splitting.done + lines_per_slot);
+                                    return;
+                                }
+                                let until = TILE_ROWS.min(row + rows_per_slot);
                                 while row < until {
                                     ending.prefetch(row);
                                     if let Some(done) = &done {
@@ -280,13 +297,13 @@ pub(super) unsafe fn multiply(block: Block<'_>, scratch: &mut Scratch) {
                                     }
                                     row += 1;
                                 }
-                                splitting.go_on(((tile * slots + slot) * lines_per_slot) >> FRACTION);
                             },
                         );
                     }
                     amx_store(sums, TILE_COLUMNS);
                     done = Some(ending);
                 }
+                splitting.go_on(usize::MAX);
                 right.swap(0, 1);
             }
         }
