@@ -94,7 +94,9 @@ fn tolerance(golden: &Golden, way: Way) -> Tolerance {
 }
 
 fn all_in_all_ways() -> Vec<(Golden, Way)> {
-    ways().into_iter().flat_map(|way| Golden::all().into_iter().map(move |golden| (golden, way))).collect()
+    let all = ways().into_iter().flat_map(|way| Golden::all().into_iter().map(move |golden| (golden, way)));
+    // Multiply-adds take the longest.
+    all.filter(|(golden, way)| *way != Way::MultiplyAdds || golden.model == "tiny").collect()
 }
 
 #[test]

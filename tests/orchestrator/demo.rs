@@ -82,3 +82,29 @@ fn the_demo_model_agrees_with_its_reference_values() {
         golden.assert_close(&embeddings[id], expected, id);
     }
 }
+
+#[test]
+fn tiles_are_left_aside_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |value: &str| {
+        let mut command = program(["run"]);
+        command.arg(demo_job()).env("VIRNUCPRO_FP32_TILES", value);
+        command.arg("--set").arg(format!("output.directory={}", folder.path().join(value).display()));
+        run(&mut command)
+    };
+    with("off").expect(0).says([format!("cpu ({}, ", kernels::cpu::instructions())]);
+    let model = Model::from_bytes(config::demo::CONFIG_JSON, config::demo::WEIGHTS).unwrap();
+    let layer = model.config().layers;
+    let options = EngineOptions { layer, pooling: Pooling::Mean, precision: Precision::Fp32, threads: 1 };
+    let mut engine = CpuEngine::load_without_tiles(&model, options).unwrap();
+    let records = proteins::records(config::demo::PROTEINS);
+    for (row, (id, residues)) in
+        Outcome::read(&folder.path().join("off")).rows().iter().zip(records).step_by(30)
+    {
+        let mut batch = Batch::default();
+        batch.push(0, residues.as_bytes(), residues.len() as u32);
+        let embedding = engine.run(&batch, &Progress::default()).unwrap().values;
+        assert_eq!(golden::bits(&row.embedding), golden::bits(&embedding), "{id}");
+    }
+    with("perhaps").expect(1).says(["VIRNUCPRO_FP32_TILES=perhaps", "write auto or off"]);
+}

@@ -142,9 +142,9 @@ pub fn int8_instructions() -> Option<&'static str> {
 
 /// The instructions that the engine uses in fp32 on this machine.
 pub fn fp32_instructions() -> &'static str {
-    match split::Kernel::detect() {
-        Some(_) => "AMX, AVX-512",
-        None => instructions(),
+    match split::Kernel::wanted() {
+        Ok(Some(_)) => "AMX, AVX-512",
+        _ => instructions(),
     }
 }
 

@@ -104,12 +104,16 @@ pub struct CpuOps {
 impl CpuOps {
     /// Starts `threads` threads for a model with heads of `head_width`.
     ///
+    /// In fp32, `VIRNUCPRO_FP32_TILES=off` leaves AMX aside.
+    ///
     /// # Errors
     /// [`EngineError::Device`] when the threads cannot be started, [`EngineError::Model`] for a precision that
     /// this machine lacks.
     pub fn new(head_width: usize, threads: usize, precision: Precision) -> Result<Self, EngineError> {
         super::check_precision(precision).map_err(EngineError::Model)?;
-        Self::with_kernels(Arch::new(), Kernels::of(precision), head_width, threads)
+        let split = split::Kernel::wanted().map_err(EngineError::Model)?;
+        let kernels = Kernels { split, ..Kernels::of(precision) };
+        Self::with_kernels(Arch::new(), kernels, head_width, threads)
     }
 
     /// As [`CpuOps::new`], but products in f32 are multiply-adds even where tiles are faster: to compare them.
@@ -128,7 +132,7 @@ impl CpuOps {
 
     /// The instructions that multiply in f32.
     pub(super) fn fp32_instructions(&self) -> &'static str {
-        if self.kernels.split.is_some() { super::fp32_instructions() } else { super::instructions() }
+        if self.kernels.split.is_some() { "AMX, AVX-512" } else { super::instructions() }
     }
 
     fn with_kernels(

@@ -81,7 +81,28 @@ pub(super) fn row_bytes(inputs: usize) -> usize {
     TERMS * size_of::<u16>() * inputs.min(DEPTH)
 }
 
+/// What decides whether tiles are used where there are any.
+const VARIABLE: &str = "VIRNUCPRO_FP32_TILES";
+
+/// Whether tiles are asked for; the sentence that says what is wrong with the variable's value otherwise.
+fn asked_for(value: Option<&str>) -> Result<bool, String> {
+    match value {
+        None | Some("" | "auto") => Ok(true),
+        Some("off") => Ok(false),
+        Some(value) => Err(format!("{VARIABLE}={value}: write auto or off")),
+    }
+}
+
 impl Kernel {
+    /// The kernel of this machine, unless `VIRNUCPRO_FP32_TILES` says that there is to be none.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the variable's value.
+    pub(super) fn wanted() -> Result<Option<Self>, String> {
+        let value = std::env::var_os(VARIABLE).map(|value| value.to_string_lossy().into_owned());
+        Ok(if asked_for(value.as_deref())? { Self::detect() } else { None })
+    }
+
     /// The kernel of this machine; `None` where multiply-adds are faster.
     pub(super) fn detect() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]

@@ -77,6 +77,14 @@ fn kernels() -> impl Iterator<Item = Kernel> {
 }
 
 #[test]
+fn the_variable_says_auto_or_off() {
+    for (value, asked) in [(None, true), (Some(""), true), (Some("auto"), true), (Some("off"), false)] {
+        assert_eq!(asked_for(value), Ok(asked));
+    }
+    assert_eq!(asked_for(Some("no")), Err("VIRNUCPRO_FP32_TILES=no: write auto or off".to_owned()));
+}
+
+#[test]
 fn three_terms_are_the_number() {
     let least = f32::from_bits(120 << 23);
     for x in numbers(100_000, 1).into_iter().chain([0.0, -0.0, 1.0, f32::EPSILON, 3.38e38, -3.38e38, least]) {
