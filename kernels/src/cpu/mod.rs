@@ -4,9 +4,11 @@
 //! tokens into row blocks or sequences that threads take in turn. No result depends on the split.
 
 mod attention;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "what its instructions take"))]
 mod brain;
 mod buffer;
 mod elementary;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "what its instructions take"))]
 mod integer;
 pub(crate) mod memory;
 mod norm;
@@ -15,6 +17,7 @@ mod pooling;
 mod product;
 mod rotary;
 mod shares;
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "what its instructions take"))]
 mod split;
 mod threads;
 
@@ -160,27 +163,19 @@ pub fn instructions() -> &'static str {
 
 /// Instruction sets of this machine that matter to the engine, now or later.
 pub fn features() -> Vec<&'static str> {
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "filled on x86-64 only"))]
-    let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        for (name, present) in [
+        let vectors = [
             ("avx2", std::arch::is_x86_feature_detected!("avx2")),
             ("fma", std::arch::is_x86_feature_detected!("fma")),
             ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
             ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
             ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
-        ] {
-            if present {
-                found.push(name);
-            }
-        }
-        found.extend(amx_features());
+        ];
+        vectors.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).chain(amx_features()).collect()
     }
-    #[cfg(target_arch = "aarch64")]
-    return vec!["neon"];
-    #[cfg(not(target_arch = "aarch64"))]
-    found
+    #[cfg(not(target_arch = "x86_64"))]
+    if cfg!(target_arch = "aarch64") { vec!["neon"] } else { Vec::new() }
 }
 
 /// What the processor has of AMX; whether this process may use it is asked when it is to be used.

@@ -20,7 +20,9 @@ pub(super) mod x86;
 use std::ops::Range;
 
 pub(super) use attention::{Attend, Scratch, Target};
-pub(super) use product::{BrainLinear, DEPTH_STEPS, Grid, Output};
+#[cfg(target_arch = "x86_64")]
+pub(super) use product::DEPTH_STEPS;
+pub(super) use product::{BrainLinear, Grid, Output};
 
 use super::norm::Norm;
 use super::rotary::Rotary;

@@ -8,12 +8,13 @@ use crate::model::StoredType;
 /// The plain twin and whatever this machine has, with the forms in which it gets activations.
 fn kernels() -> Vec<(Kernel, Form)> {
     let mut kernels = vec![(Kernel::Plain, Form::Lines), (Kernel::Plain, Form::Rows)];
-    let mut found = Vec::from_iter(Kernel::detect());
     #[cfg(target_arch = "x86_64")]
-    if found == [Kernel::Amx] && std::arch::is_x86_feature_detected!("avx512vnni") {
-        found.push(Kernel::Dot);
-    }
-    for kernel in found {
+    let dot = Kernel::detect() == Some(Kernel::Amx) && std::arch::is_x86_feature_detected!("avx512vnni");
+    #[cfg(target_arch = "x86_64")]
+    let dot = dot.then_some(Kernel::Dot);
+    #[cfg(not(target_arch = "x86_64"))]
+    let dot = None;
+    for kernel in Kernel::detect().into_iter().chain(dot) {
         kernels.push((kernel, Form::Rows));
         if brain::Kernel::detect().is_some() {
             kernels.push((kernel, Form::Lines));

@@ -21,7 +21,9 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use super::brain::{self, Line, STEP, TILE_COLUMNS, TILE_ROWS};
+#[cfg(target_arch = "x86_64")]
+use super::brain::{self, Line};
+use super::brain::{STEP, TILE_COLUMNS, TILE_ROWS};
 use super::buffer::Buffer;
 use super::product::DEPTH;
 use crate::ops::Epilogue;
@@ -124,6 +126,8 @@ impl Kernel {
         );
         assert!(*depth > 0 && depth.is_multiple_of(STEP) && bias.len() == columns);
         assert!(weights.len() == inputs.next_multiple_of(STEP) * columns);
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = scratch;
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Amx => {
