@@ -172,7 +172,12 @@ pub fn features() -> Vec<&'static str> {
             ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
             ("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
         ];
-        vectors.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).chain(amx_features()).collect()
+        vectors
+            .into_iter()
+            .filter(|(_, present)| *present)
+            .map(|(name, _)| name)
+            .chain(amx_features())
+            .collect()
     }
     #[cfg(not(target_arch = "x86_64"))]
     if cfg!(target_arch = "aarch64") { vec!["neon"] } else { Vec::new() }
