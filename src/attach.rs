@@ -256,6 +256,9 @@ pub(crate) fn open(folder: &ResultFolder, request: &Request) -> Result<Option<Un
         {
             return Err(of_another_user(folder));
         }
+        Err(error) if result_folder::owner_lives(folder) == Some(true) => {
+            return Err(cannot_be_asked(folder, &error));
+        }
         Err(_) => return Ok(None),
     };
     let mut line = serde_json::to_string(request).map_err(|error| Failure::because(Exit::Failed, &error))?;
@@ -273,6 +276,21 @@ fn of_another_user(folder: &ResultFolder) -> Failure {
     let text =
         format!("the job in `{}`{who} belongs to another user, whom alone it answers", folder.0.display());
     Failure::new(Exit::Failed, text).hint("ask as that user; run.log and run.json tell how far it was")
+}
+
+fn cannot_be_asked(folder: &ResultFolder, error: &std::io::Error) -> Failure {
+    let who = result_folder::owner(folder).map_or(String::new(), |Holder { process, host, .. }| {
+        format!(" (process {process} on {})", actors::shown(&host))
+    });
+    let socket = folder.socket();
+    let text = format!(
+        "the job in `{}`{who} runs and cannot be asked: `{}`: {error}",
+        folder.0.display(),
+        socket.display()
+    );
+    Failure::new(Exit::Failed, text).hint(
+        "if it has only just begun, ask again; run.log tells how far it is, and SIGTERM to that process stops it in order",
+    )
 }
 
 fn does_not_answer(folder: &ResultFolder, error: &std::io::Error) -> Failure {

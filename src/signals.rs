@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actors::{
     JobView, PreparingStep, PreparingView, SNAPSHOT_VERSION, Snapshot, StopReason, Stopper, bounds,
@@ -12,6 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::failure::Exit;
+
+/// The same signal within this time is the first one once more: `timeout` sends it to the program, then to its group.
+const SAME_SIGNAL: Duration = Duration::from_millis(50);
 
 /// Lets a write beyond a limit on file sizes (`ulimit -f`, quotas of clusters) fail like one on a full disk;
 /// by default the signal ends the process.
@@ -214,11 +217,13 @@ pub(crate) fn listen(target: Target) -> std::io::Result<()> {
         );
     }
     tokio::spawn(async move {
-        if let Some(name) = received.recv().await {
-            target.stop(StopReason::Signal(name));
-        }
-        if let Some(name) = received.recv().await {
-            target.leave(name);
+        let Some(first) = received.recv().await else { return };
+        let at = Instant::now();
+        target.stop(StopReason::Signal(first));
+        while let Some(name) = received.recv().await {
+            if name != first || at.elapsed() > SAME_SIGNAL {
+                target.leave(name);
+            }
         }
     });
     Ok(())

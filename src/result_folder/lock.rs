@@ -85,7 +85,7 @@ impl Owner {
     /// The owner in words.
     fn described(&self) -> String {
         let Self { host, pid, started_unix_s, .. } = self;
-        format!("process {pid} on host `{host}`, since {}", utc(*started_unix_s))
+        format!("process {pid} on host `{}`, since {}", actors::shown(host), utc(*started_unix_s))
     }
 
     /// Whether it and `other` run on one machine since one boot.
@@ -226,7 +226,9 @@ impl Lock {
         };
         let described = || match &owner {
             Some(owner) => owner.described(),
-            None => String::from_utf8_lossy(&found).trim().to_owned(),
+            None if found.is_empty() => "its lock does not say which".to_owned(),
+            // Anybody may have written it.
+            None => actors::shown(String::from_utf8_lossy(&found).trim()).to_string(),
         };
         let here = Owner::this(matches!(got, SystemLock::Got));
         let wait = "wait for it, stop it, or choose another output.directory";

@@ -73,6 +73,23 @@ fn a_suspended_job_is_shown_as_it_was_and_named() {
 }
 
 #[test]
+fn a_job_whose_socket_is_gone_is_not_called_dead() {
+    let job = job();
+    let results = job.at("results");
+    let mut running = job.start_into("results");
+    running.wait_for("ready");
+    std::fs::remove_file(results.join(".state/control.sock")).unwrap();
+    let process = format!("(process {} on ", running.id());
+    let asked = run(program(["status", "--json"]).arg(&results)).expect(1);
+    let kept: Value = serde_json::from_str(&asked.stdout).unwrap();
+    assert_eq!((kept["live"].as_bool(), kept["status"].as_str()), (Some(true), Some("no-answer")));
+    asked.says(["runs and cannot be asked", &process, "control.sock", "SIGTERM"]);
+    run(program(["stop"]).arg(&results)).expect(1).says(["runs and cannot be asked", &process]);
+    running.finish().expect(0);
+    run(program(["stop"]).arg(&results)).expect(2).says(["no job is running"]);
+}
+
+#[test]
 fn a_paused_job_stands_still_until_it_is_told_to_go_on() {
     let undisturbed = job().simulating("").done_into("undisturbed");
     let job = job().set("restart.stall_ms", 200);

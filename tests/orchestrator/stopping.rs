@@ -134,6 +134,20 @@ fn a_hung_device_does_not_hold_up_the_end() {
 }
 
 #[test]
+fn a_signal_that_comes_twice_is_one() {
+    // As `timeout` sends it: to the program, then to its group.
+    let job = slow_job().simulating("");
+    let mut run = job.start_into("results");
+    run.wait_for("ready device=\"sim:1\"");
+    run.signal(Signal::TERM);
+    run.signal(Signal::TERM);
+    let finished = run.finish().expect(75);
+    assert!(!finished.stderr.contains("second signal"), "{}", finished.stderr);
+    let undisturbed = slow_job().simulating("").done_into("results");
+    job.done_into("results").assert_same(&undisturbed, "after a signal that came twice");
+}
+
+#[test]
 fn a_second_signal_leaves_at_once() {
     let job = slow_job().set("restart.shutdown_grace_ms", 60_000).simulating("fault=hang@batch:5");
     let mut run = job.start_into("results");

@@ -223,6 +223,8 @@ fn a_second_interrupt_leaves_at_once_and_restores() {
     let mut terminal = start(&job);
     terminal.press("\x03");
     terminal.wait_for("stopping");
+    // At once it would be the first one still.
+    std::thread::sleep(Duration::from_millis(100));
     terminal.press("\x03");
     let after = terminal.finish(130);
     assert!(after.contains("second signal (SIGINT)"), "{after}");

@@ -37,6 +37,8 @@ pub(super) struct Account {
     /// What was said last, and what never changes.
     snapshot: Snapshot,
     started: Instant,
+    /// Residues that earlier sessions set aside, as far as can be told.
+    set_aside_before: u64,
     /// The packer's books as they were when it was last asked.
     work: WorkAccount,
     reader: StageClock,
@@ -58,10 +60,17 @@ struct DeviceAccount {
 impl Account {
     /// Begins with what is known before the first batch.
     pub(super) fn new(first: Snapshot, started: Instant) -> Self {
+        // Nothing tells the residues of what earlier sessions set aside: as many as the other records have.
+        let (failed, rows) = (
+            u128::from(first.failed),
+            u128::from(first.records_resumed - first.failed.min(first.records_resumed)),
+        );
+        let set_aside = u128::from(first.residues_resumed) * failed / rows.max(1);
         let device = |_| DeviceAccount { ready_since: None, heard_at: None };
         Self {
             work: WorkAccount::new(first.devices.len(), started),
             devices: first.devices.iter().map(device).collect(),
+            set_aside_before: u64::try_from(set_aside).unwrap_or(u64::MAX),
             snapshot: first,
             started,
             reader: StageClock::new(started),
@@ -174,8 +183,11 @@ impl Account {
             snapshot.sequences_per_s_now = rate(&mut work.sequences, began, now);
         }
         // What is committed may be known before the packer's latest books.
-        let done = (snapshot.residues_resumed + work.residues_done).max(snapshot.residues_committed);
-        snapshot.residues_done = done.min(snapshot.residues_total);
+        let before = snapshot.residues_resumed.saturating_add(self.set_aside_before);
+        let done = before.saturating_add(work.residues_done).max(snapshot.residues_committed);
+        // What was set aside before is not known exactly; that all is committed is.
+        let all = snapshot.records_total > 0 && snapshot.records_committed == snapshot.records_total;
+        snapshot.residues_done = if all { u64::MAX } else { done }.min(snapshot.residues_total);
         // While it does not go on as it did, nobody can say.
         let goes_on = !(snapshot.paused || snapshot.disk_full || snapshot.stopping);
         if snapshot.paused || snapshot.disk_full {

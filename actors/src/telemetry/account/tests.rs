@@ -387,3 +387,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_set_aside_before_is_done_too() {
+    let start = Instant::now();
+    let first = Snapshot {
+        records_total: 300,
+        residues_total: 30_000,
+        records_resumed: 100,
+        records_committed: 100,
+        residues_resumed: 4_000,
+        residues_committed: 4_000,
+        failed: 60,
+        ..Snapshot::default()
+    };
+    let mut account = Account::new(first, start);
+    // 40 rows have 4,000 residues: 60 more, 6,000.
+    assert_eq!(account.view(start).residues_done, 10_000);
+    account.take(TelemetryMessage::SegmentCommitted { records: 199, failed: 0, residues: 19_000 }, start);
+    assert_eq!(account.view(start).residues_done, 23_000);
+    account.take(TelemetryMessage::SegmentCommitted { records: 1, failed: 0, residues: 100 }, start);
+    assert_eq!(account.view(start).residues_done, 30_000, "all is committed");
+    // Nothing but failed records before, and nothing at all.
+    for failed in [100, 0] {
+        let first = Snapshot { records_resumed: failed, failed, residues_total: 1, ..Snapshot::default() };
+        assert_eq!(Account::new(first, start).view(start).residues_done, 0);
+    }
+}
