@@ -51,8 +51,8 @@ pub(crate) fn of_open_files_for(devices: usize) -> Option<String> {
 pub(crate) fn of_threads_or_memory() -> String {
     let memory = getrlimit(Resource::As).current;
     // A thread takes its stack at least, and the allocator more where it can.
-    if let Some(limit) = memory.filter(|&limit| address_space().is_none_or(|used| used + NEAR_BYTES > limit))
-    {
+    let is_near = |used: u64, limit: u64| used + NEAR_BYTES > limit || used > limit / 2;
+    if let Some(limit) = memory.filter(|&limit| address_space().is_none_or(|used| is_near(used, limit))) {
         let kib = limit >> 10;
         return format!(
             "the memory of this process is limited to {kib} KiB: raise that limit (`ulimit -v`), or the memory of the job"
@@ -67,7 +67,8 @@ pub(crate) fn of_threads_or_memory() -> String {
     }
 }
 
-/// So near to its limit a process gets no more threads.
+/// So near to its limit a process gets no more threads. Those that were tried may be gone by now, and what the allocator
+/// kept for each: half of the limit counts, too.
 const NEAR_BYTES: u64 = 64 << 20;
 
 /// Memory that this process has asked for, used or not, bytes.

@@ -425,8 +425,8 @@ fn it_costs_next_to_nothing() {
     std::thread::sleep(Duration::from_secs(5));
     let used = ticks(terminal.id(), "dashboard").unwrap() - before;
     let share = used as f64 / rustix::param::clock_ticks_per_second() as f64 / began.elapsed().as_secs_f64();
-    // 2 % of a core where it is compiled for speed; here it is not.
-    let most = if cfg!(debug_assertions) { 0.15 } else { 0.03 };
+    // 2 % of a core where it is compiled for speed; here it is not, and others may use the core's other half.
+    let most = if cfg!(debug_assertions) { 0.25 } else { 0.03 };
     assert!(share < most, "{:.1} % of a core", 100.0 * share);
     println!("{:.1} % of a core", 100.0 * share);
     interrupt(terminal);
