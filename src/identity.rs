@@ -11,7 +11,12 @@ use kernels::{Pooling, Precision};
 use crate::preparation::Compute;
 
 /// Raised when a change of the program changes stored values, segments or columns.
-const VALUES_VERSION: &str = "1";
+const VALUES_VERSION: &str = "2";
+
+/// What the identity calls the digest of an input.
+pub(crate) fn input_key(number: usize) -> String {
+    format!("input.sha256[{number}]")
+}
 
 /// The identity of a run.
 pub(crate) fn identity(
@@ -73,7 +78,7 @@ pub(crate) fn identity(
     );
     set("input.files", inputs.len().to_string());
     for (number, input) in inputs.iter().enumerate() {
-        set(&format!("input.sha256[{number}]"), input.sha256.clone());
+        set(&input_key(number), input.sha256.clone());
     }
     identity
 }

@@ -280,6 +280,11 @@ pub(crate) fn arriving_stdin(kept: &Path) -> PathBuf {
     kept.with_file_name("stdin-new.fasta.partial")
 }
 
+/// Where standard input is that is not what was kept, beside that.
+pub(crate) fn arrived_stdin(kept: &Path) -> PathBuf {
+    kept.with_file_name("stdin-new.fasta")
+}
+
 /// Keeps standard input at `kept`, without ever losing what an earlier run kept there.
 ///
 /// Nothing piped in (a terminal, `</dev/null` of a batch job) means: the input is what was kept; an earlier run that was
@@ -291,7 +296,7 @@ fn keep_stdin(kept: &Path, fresh: bool, stored: &dyn Fn(u64)) -> Result<Source, 
     if stdin.is_terminal() && kept.is_file() {
         return Ok(Source::spooled_stdin(kept));
     }
-    let arriving = kept.with_file_name("stdin-new.fasta");
+    let arriving = arrived_stdin(kept);
     let partial = arriving_stdin(kept);
     let was_cut_short = partial.is_file();
     let arrived = actors::fasta::spool_stdin(&mut stdin.lock(), &arriving, stored)?;

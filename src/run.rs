@@ -95,7 +95,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         .map_err(|error| Failure::because(Exit::Failed, &error))?
     };
     let job = &job_copy;
-    let Surveyed { sources, stamps, survey, model_sha256 } = match surveyed {
+    let Surveyed { mut sources, stamps, survey, model_sha256 } = match surveyed {
         Ok(surveyed) => surveyed,
         Err(failure) => {
             tracing::error!(error = failure.line(), "the input cannot be used");
@@ -120,7 +120,10 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
                     "segments that only this file names are computed again"
                 );
             }
-            resume(&locked, manifest, &identity, arguments.retry_failed)?
+            check_kept_input(&locked.folder, &sources, &manifest, &identity)?;
+            let manifest = resume(&locked, manifest, &identity, arguments.retry_failed)?;
+            keep_input(&locked.folder, &mut sources)?;
+            manifest
         }
         None => {
             if locked.has_parts()? {
@@ -312,6 +315,41 @@ fn survey(
     );
     target.prepares(PreparingStep::ReadingWeights);
     Ok(Surveyed { sources, stamps, survey, model_sha256: compute.model.sha256()? })
+}
+
+/// Whether what an earlier session kept of standard input is what it had read, where nothing was piped in.
+fn check_kept_input(
+    folder: &ResultFolder,
+    sources: &[actors::fasta::Source],
+    manifest: &Manifest,
+    identity: &BTreeMap<String, String>,
+) -> Result<(), Failure> {
+    let kept = folder.spooled_stdin();
+    let Some(number) = sources.iter().position(|source| source.path() == kept) else { return Ok(()) };
+    let key = identity::input_key(number);
+    let differences = manifest.differences(identity);
+    // With other inputs or settings it is another job.
+    if differences.is_empty() || differences.iter().any(|(name, ..)| *name != key) {
+        return Ok(());
+    }
+    let text = format!("`{}`, kept of standard input, is no longer what the job had read", kept.display());
+    Err(Failure::new(Exit::Usage, text).hint(
+        "pipe the same input in again: the result so far is kept, and it takes the place of the damaged file",
+    ))
+}
+
+/// Lets standard input that is what the job had read take the place of what was kept of it, and is not.
+fn keep_input(folder: &ResultFolder, sources: &mut [actors::fasta::Source]) -> Result<(), Failure> {
+    let kept = folder.spooled_stdin();
+    let arrived = preparation::arrived_stdin(&kept);
+    for source in sources.iter_mut().filter(|source| source.path() == arrived) {
+        std::fs::rename(&arrived, &kept).and_then(|()| actors::files::sync_folder_of(&kept)).map_err(
+            |source| Failure::because(Exit::Failed, &InputError::Spool { path: kept.clone(), source }),
+        )?;
+        tracing::warn!(file = %kept.display(), "what was kept of standard input was damaged and is replaced");
+        *source = actors::fasta::Source::spooled_stdin(&kept);
+    }
+    Ok(())
 }
 
 /// Takes over what an earlier session committed, after checking every part of it.

@@ -281,6 +281,21 @@ fn standard_input_is_read_from_a_pipe_and_kept_for_resuming() {
     other.expect(2).says(["input.sha256[0]"]);
     // Neither that nor an empty pipe (`</dev/null` of a batch job) touches what was kept.
     Running::start_fed(&mut job.command_into("results"), b"").finish().expect(0).says(["nothing to do"]);
+    // What was kept is damaged: without the input nothing goes on, with it everything does, then and later.
+    let kept = job.at("results/.state/stdin.fasta");
+    for damage in ["", ">other\nMKVL\n", &text[..text.len() / 2]] {
+        std::fs::write(&kept, damage).unwrap();
+        let refused = Running::start_fed(&mut job.command_into("results"), b"").finish();
+        refused.expect(2).says([
+            "stdin.fasta",
+            "no longer what the job had read",
+            "pipe the same input in again",
+        ]);
+        let again = Running::start_fed(&mut job.command_into("results"), text.as_bytes()).finish();
+        again.expect(0).says(["damaged and is replaced", "nothing to do"]);
+        assert_eq!(std::fs::read_to_string(&kept).unwrap(), text);
+        Running::start_fed(&mut job.command_into("results"), b"").finish().expect(0).says(["nothing to do"]);
+    }
     let mut fresh = job.command_into("results");
     fresh.arg("--fresh");
     Running::start_fed(&mut fresh, b">other\nMKV\n").finish().expect(0).says(["1, 3 residues"]);
