@@ -383,7 +383,23 @@ fn no_run(folder: &Path) -> Failure {
     if !folder.exists() {
         return missing(folder);
     }
-    Failure::new(Exit::Usage, format!("`{}` holds no run", folder.display())).hint(GIVE_ONE_BEGUN)
+    let results = ResultFolder(folder.to_owned());
+    let nothing = |why: String| {
+        Failure::new(Exit::Usage, format!("`{}` holds no result: {why}", folder.display()))
+            .hint("the same command starts again; run.log tells how far it was")
+    };
+    match result_folder::owner(&results) {
+        Some(Holder { process, host, started_unix_s })
+            if result_folder::owner_lives(&results) == Some(false) =>
+        {
+            let (host, begun) = (actors::shown(&host), result_folder::utc(started_unix_s));
+            nothing(format!("process {process} on {host}, begun {begun}, was killed before its first batch"))
+        }
+        None if results.log().is_file() && results.state().is_dir() => {
+            nothing("the run that was begun there ended before its first batch".to_owned())
+        }
+        _ => Failure::new(Exit::Usage, format!("`{}` holds no run", folder.display())).hint(GIVE_ONE_BEGUN),
+    }
 }
 
 fn in_words(status: &Status) -> String {

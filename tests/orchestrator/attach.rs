@@ -355,7 +355,13 @@ fn a_job_that_reads_its_input_tells_so_and_can_be_stopped() {
         assert!(last.contains(words), "{words} is not in: {last}");
     }
     assert!(!results.join(".state/control.sock").exists());
-    run(program(["status"]).arg(&results)).expect(2).says(["holds no run", "run` begins one"]);
+    let ended = "the run that was begun there ended before its first batch";
+    run(program(["status"]).arg(&results)).expect(2).says(["holds no result", ended, "starts again"]);
+    // The same, killed.
+    let running = reading(&job);
+    let process = format!("process {} on ", running.id());
+    running.kill();
+    run(program(["status"]).arg(&results)).expect(2).says([&process, "was killed before its first batch"]);
     // It goes on as if it had never been begun.
     let undisturbed = job.done_into("undisturbed");
     job.done_into("results").assert_same(&undisturbed, "stopped before it began");
