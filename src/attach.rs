@@ -270,24 +270,24 @@ pub(crate) fn open(folder: &ResultFolder, request: &Request) -> Result<Option<Un
     Ok(Some(stream))
 }
 
+/// Who holds a folder, in words that follow its name.
+fn who(holder: Option<&Holder>) -> String {
+    holder.map_or(String::new(), |Holder { process, host, .. }| {
+        format!(" (process {process} on {})", actors::shown(host))
+    })
+}
+
 fn of_another_user(folder: &ResultFolder) -> Failure {
-    let who = result_folder::owner(folder)
-        .map_or(String::new(), |Holder { process, host, .. }| format!(" (process {process} on {host})"));
-    let text =
-        format!("the job in `{}`{who} belongs to another user, whom alone it answers", folder.0.display());
+    let (folder_name, who) = (folder.0.display(), who(result_folder::owner(folder).as_ref()));
+    let text = format!("the job in `{folder_name}`{who} belongs to another user, whom alone it answers");
     Failure::new(Exit::Failed, text).hint("ask as that user; run.log and run.json tell how far it was")
 }
 
 fn cannot_be_asked(folder: &ResultFolder, error: &std::io::Error) -> Failure {
-    let who = result_folder::owner(folder).map_or(String::new(), |Holder { process, host, .. }| {
-        format!(" (process {process} on {})", actors::shown(&host))
-    });
+    let (folder_name, who) = (folder.0.display(), who(result_folder::owner(folder).as_ref()));
     let socket = folder.socket();
-    let text = format!(
-        "the job in `{}`{who} runs and cannot be asked: `{}`: {error}",
-        folder.0.display(),
-        socket.display()
-    );
+    let text =
+        format!("the job in `{folder_name}`{who} runs and cannot be asked: `{}`: {error}", socket.display());
     Failure::new(Exit::Failed, text).hint(
         "if it has only just begun, ask again; run.log tells how far it is, and SIGTERM to that process stops it in order",
     )
@@ -298,12 +298,9 @@ fn does_not_answer(folder: &ResultFolder, error: &std::io::Error) -> Failure {
     if !is_timeout(error) {
         return Failure::new(Exit::Failed, format!("the job in `{folder_name}` does not answer: {error}"));
     }
-    let (who, go_on) = match result_folder::owner(folder) {
-        Some(Holder { process, host, .. }) => {
-            (format!(" (process {process} on {host})"), format!("`kill -CONT {process}`"))
-        }
-        None => (String::new(), "`kill -CONT`".to_owned()),
-    };
+    let holder = result_folder::owner(folder);
+    let who = who(holder.as_ref());
+    let go_on = holder.map_or("`kill -CONT`".to_owned(), |holder| format!("`kill -CONT {}`", holder.process));
     Failure::new(Exit::Failed, format!("the job in `{folder_name}`{who} runs and does not answer")).hint(
         format!(
             "it may be suspended (Ctrl-Z): `fg` there or {go_on} lets it go on, and then it may still do what it was asked"

@@ -465,7 +465,7 @@ pub(crate) fn precision(
         let name = identity::precision(precision);
         let text = format!("precision `{name}` cannot be used: {} cannot compute in it", names.join(", "));
         let hint = "set model.precision = \"auto\" or \"fp32\", or name other devices in devices.use \
-            (fp16 needs a GPU of compute capability 7.0 or later, bf16 8.0 or a CPU with AMX or AVX512_BF16, \
+            (fp16 needs a GPU of compute capability 7.0 or later, bf16 8.0 or a CPU with AMX or AMD's AVX512_BF16, \
             int8 a CPU with AMX or AVX512_VNNI)";
         return Err(Failure::new(Exit::Usage, text).hint(hint));
     }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::failure::Exit;
 
 /// The same signal within this time is the first one once more: `timeout` sends it to the program, then to its group.
-const SAME_SIGNAL: Duration = Duration::from_millis(50);
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
 
 /// Lets a write beyond a limit on file sizes (`ulimit -f`, quotas of clusters) fail like one on a full disk;
 /// by default the signal ends the process.

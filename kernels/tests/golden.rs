@@ -64,7 +64,7 @@ fn precisions() -> Vec<Precision> {
     match kernels::cpu::bf16_instructions() {
         Some(_) => precisions.push(Precision::Bf16),
         None => {
-            let line = b"skipped: bf16 on the CPU (this processor has neither AMX nor AVX512_BF16)\n";
+            let line = b"skipped: bf16 on the CPU (this processor has neither AMX nor AMD's AVX512_BF16)\n";
             std::io::stderr().write_all(line).unwrap();
         }
     }

@@ -34,7 +34,7 @@ impl Device {
     /// What is missing, and what can be done.
     pub(super) fn open(name: &str) -> Result<Self, Refusal> {
         if name == "cpu" {
-            return Ok(Self::Cpu { threads: std::thread::available_parallelism().map_or(1, usize::from) });
+            return Ok(Self::Cpu { threads: cpu::threads_auto() });
         }
         if !name.starts_with("cuda:") {
             let hints = vec!["write cuda:0, cuda:GPU-8f6d5a1e-… or cuda:0000:3b:00.0".to_owned()];

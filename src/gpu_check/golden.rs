@@ -299,7 +299,7 @@ fn poolings(device: &Device, golden: &Golden, model: &Model, name: &str) {
                 layer: model.config().layers,
                 pooling,
                 precision: Precision::Fp32,
-                threads: std::thread::available_parallelism().map_or(1, usize::from),
+                threads: kernels::cpu::threads_auto(),
             };
             let progress = Progress::default();
             let expected = CpuEngine::load(model, options)

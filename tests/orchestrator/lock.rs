@@ -125,7 +125,7 @@ fn a_run_that_ends_in_the_middle_of_things_gives_its_lock_back() {
     run.signal(Signal::TERM);
     run.wait_for("stopping");
     // At once it would be the first one still.
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    std::thread::sleep(std::time::Duration::from_millis(300));
     run.signal(Signal::TERM);
     run.finish().expect(130);
     assert_eq!(fs::read_to_string(job.at("results/.state/lock")).unwrap(), "");

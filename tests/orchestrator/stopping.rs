@@ -140,6 +140,8 @@ fn a_signal_that_comes_twice_is_one() {
     let mut run = job.start_into("results");
     run.wait_for("ready device=\"sim:1\"");
     run.signal(Signal::TERM);
+    // Both at once may arrive as one in any case.
+    std::thread::sleep(Duration::from_millis(5));
     run.signal(Signal::TERM);
     let finished = run.finish().expect(75);
     assert!(!finished.stderr.contains("second signal"), "{}", finished.stderr);

@@ -224,7 +224,7 @@ fn a_second_interrupt_leaves_at_once_and_restores() {
     terminal.press("\x03");
     terminal.wait_for("stopping");
     // At once it would be the first one still.
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(300));
     terminal.press("\x03");
     let after = terminal.finish(130);
     assert!(after.contains("second signal (SIGINT)"), "{after}");

@@ -208,7 +208,7 @@ impl Attend<'_> {
                 let keys = &keys[slot * keys_len..][..keys_len];
                 let values = &values[slot * values_len..][..values_len];
                 let queries = &queries[slot * queries_len + (first - rows.start) * head_width..][..group_len];
-                let queries_len = group.min(rows.end - first);
+                let attended = group.min(rows.end - first);
                 let mut maxima = [simd.splat_f32s(f32::NEG_INFINITY); QUERY_VECTORS];
                 let mut totals = [simd.splat_f32s(0.0); QUERY_VECTORS];
 
@@ -267,7 +267,7 @@ impl Attend<'_> {
 
                     for panel in 0..value_panels {
                         let packed = &values[(panel * tokens + start) * value_panel..][..count * value_panel];
-                        for row in (0..queries_len).step_by(ROWS) {
+                        for row in (0..attended).step_by(ROWS) {
                             let left = Left { values: &scores[row..], row_stride: 1, step_stride: group };
                             let products = tile::<S, ROWS, VECTORS>(simd, left, count, packed, None);
                             for (offset, products) in products.into_iter().enumerate() {
@@ -286,7 +286,7 @@ impl Attend<'_> {
                 for (lane, total) in lanes.iter_mut().zip(totals) {
                     *lane = simd.div_f32s(simd.splat_f32s(1.0), total);
                 }
-                for (row, line) in sums.chunks_exact(columns).take(queries_len).enumerate() {
+                for (row, line) in sums.chunks_exact(columns).take(attended).enumerate() {
                     // SAFETY: tasks differ in sequence, heads or rows, so no other task writes
                     // these columns of this row; the engine keeps the rows borrowed meanwhile.
                     unsafe {

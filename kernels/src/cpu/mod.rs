@@ -19,6 +19,7 @@ mod rotary;
 mod shares;
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "what its instructions take"))]
 mod split;
+mod stacked;
 mod threads;
 
 use crate::encoder::{Encoder, workspace_floats_per_token};
@@ -114,11 +115,11 @@ pub fn check_precision(precision: Precision) -> Result<(), String> {
     match precision {
         Precision::Fp32 => Ok(()),
         Precision::Bf16 if bf16_instructions().is_some() => Ok(()),
-        Precision::Bf16 => {
-            Err("this processor has neither AMX nor AVX512_BF16, without which the CPU engine \
-             would be slower in bf16 than in fp32: set `precision = \"fp32\"` or \"auto\""
-                .to_owned())
-        }
+        Precision::Bf16 => Err(
+            "this processor has no AMX, nor an AVX512_BF16 that is faster than fp32 (Intel's is not), so \
+             that the CPU engine would be slower in bf16: set `precision = \"fp32\"` or \"auto\""
+                .to_owned(),
+        ),
         Precision::Fp16 => {
             Err("the CPU engine computes in fp32, bf16 or int8, not in fp16: set `precision = \"fp32\"`, \
              \"bf16\", \"int8\" or \"auto\""
@@ -145,10 +146,8 @@ pub fn int8_instructions() -> Option<&'static str> {
 
 /// The instructions that the engine uses in fp32 on this machine.
 pub fn fp32_instructions() -> &'static str {
-    match split::Kernel::wanted() {
-        Ok(Some(_)) => "AMX, AVX-512",
-        _ => instructions(),
-    }
+    // With a variable that says neither no engine is made.
+    split::Kernel::wanted().ok().flatten().map_or_else(instructions, split::Kernel::name)
 }
 
 /// The vector instructions that the engine uses on this machine.

@@ -68,14 +68,14 @@ struct Kernels {
 }
 
 impl Kernels {
-    /// Those of this machine.
+    /// Those of this machine, with vectors for f32.
     fn of(precision: Precision) -> Self {
-        let (brain, split) = (brain::Kernel::detect(), split::Kernel::detect());
-        match precision {
-            Precision::Fp32 | Precision::Fp16 => Self { brain: None, integer: None, split },
-            Precision::Bf16 => Self { brain, integer: None, split },
-            Precision::Int8 => Self { brain, integer: integer::Kernel::detect(), split },
-        }
+        let (brain, integer) = match precision {
+            Precision::Fp32 | Precision::Fp16 => (None, None),
+            Precision::Bf16 => (brain::Kernel::detect(), None),
+            Precision::Int8 => (brain::Kernel::detect(), integer::Kernel::detect()),
+        };
+        Self { brain, integer, split: None }
     }
 
     /// Whether products take whole tiles of rows.
@@ -126,13 +126,12 @@ impl CpuOps {
         precision: Precision,
     ) -> Result<Self, EngineError> {
         super::check_precision(precision).map_err(EngineError::Model)?;
-        let kernels = Kernels { split: None, ..Kernels::of(precision) };
-        Self::with_kernels(Arch::new(), kernels, head_width, threads)
+        Self::with_kernels(Arch::new(), Kernels::of(precision), head_width, threads)
     }
 
     /// The instructions that multiply in f32.
     pub(super) fn fp32_instructions(&self) -> &'static str {
-        if self.kernels.split.is_some() { "AMX, AVX-512" } else { super::instructions() }
+        self.kernels.split.map_or_else(super::instructions, split::Kernel::name)
     }
 
     fn with_kernels(
@@ -681,7 +680,8 @@ mod tests {
         };
         let exact = embed(Kernels::of(Precision::Fp32), &batch, 1);
         for brain in [None, brain::Kernel::detect()] {
-            let kernels = Kernels { brain, integer: Some(kernel), split: None };
+            let kernels = Kernels { brain, ..Kernels::of(Precision::Int8) };
+            assert_eq!(kernels.integer, Some(kernel));
             let values = embed(kernels, &batch, 2);
             assert_eq!(values, embed(kernels, &batch, 1), "{brain:?}");
             for (index, (row, exact)) in values.chunks(hidden).zip(exact.chunks(hidden)).enumerate() {

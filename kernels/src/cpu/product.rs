@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::buffer::Buffer;
 use super::elementary::gelu;
-use super::{brain, split};
+use super::{brain, split, stacked};
 use crate::ops::{Epilogue, LinearRows};
 
 /// Activations hold a multiple of this many rows, so that every tile is full: the least common
@@ -66,7 +66,7 @@ const PACKED_STEPS: usize = 64;
 
 /// Asks for the line at `place`, which is read soon, into the second-level cache. Never faults.
 #[inline(always)]
-pub(super) fn prefetch(place: *const f32) {
+fn prefetch(place: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch of any address is harmless, and every x86-64 processor has it.
     unsafe {
@@ -189,8 +189,7 @@ impl PackedLinear {
     /// Packs rows of weights ([outputs, inputs] each, stacked), on all threads of the pool it is called in; `None`
     /// when memory is short.
     pub(super) fn pack(parts: &[LinearRows<'_>], inputs: usize, multiplier: Multiplier) -> Option<Self> {
-        let part_outputs = |part: &LinearRows<'_>| part.bias.len();
-        let outputs: usize = parts.iter().map(part_outputs).sum();
+        let outputs = stacked::outputs(parts);
         let (panel, quantum, step) = match multiplier {
             Multiplier::Vectors(arch) => (TILE_VECTORS * lanes(arch), lanes(arch), 1),
             Multiplier::Split(_) => (brain::TILE_COLUMNS, brain::TILE_COLUMNS, brain::STEP),
@@ -198,13 +197,7 @@ impl PackedLinear {
         let columns = outputs.next_multiple_of(quantum);
         let mut values = Buffer::zeroed(columns * inputs.next_multiple_of(step))?;
         let mut bias = Buffer::zeroed(columns)?;
-        let mut rows = Vec::new();
-        rows.try_reserve_exact(outputs).ok()?;
-        for part in parts {
-            let first = rows.len();
-            part.bias.read(0, &mut bias.as_mut_slice()[first..][..part_outputs(part)]);
-            rows.extend((0..part_outputs(part)).map(|row| (&part.weight, row * inputs)));
-        }
+        let rows = stacked::rows(parts, inputs, bias.as_mut_slice())?;
         let mut rest = values.as_mut_slice();
         for start in (0..inputs).step_by(DEPTH) {
             let depth = DEPTH.min(inputs - start).next_multiple_of(step);

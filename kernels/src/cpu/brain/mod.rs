@@ -106,7 +106,7 @@ impl Kernel {
             if x86::amx_is_granted() {
                 return Some(Self::Amx);
             }
-            // Intel's processors multiply no more with it than with f32 multiply-adds: a Sapphire Rapids half as much.
+            // On a Sapphire Rapids, the only one of Intel's that was measured, it does half of what f32 multiply-adds do.
             (!x86::is_intel()).then_some(Self::Dot)
         }
         #[cfg(not(target_arch = "x86_64"))]

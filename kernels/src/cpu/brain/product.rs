@@ -4,6 +4,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::super::buffer::Buffer;
+use super::super::stacked;
 use super::{Configured, GROUP, Kernel, Line, STEP, TILE_COLUMNS, TILE_ROWS, lines, plain};
 use crate::ops::{Epilogue, LinearRows};
 
@@ -64,18 +65,12 @@ impl BrainLinear {
     /// Packs rows of weights ([outputs, inputs] each, stacked), on all threads of the pool it is called in;
     /// `None` when memory is short.
     pub(in crate::cpu) fn pack(kernel: Kernel, parts: &[LinearRows<'_>], inputs: usize) -> Option<Self> {
-        let outputs: usize = parts.iter().map(|part| part.bias.len()).sum();
+        let outputs = stacked::outputs(parts);
         let columns = outputs.next_multiple_of(TILE_COLUMNS);
         let panel = lines(inputs) * TILE_COLUMNS;
         let mut values = Buffer::zeroed(columns * lines(inputs) * (size_of::<Line>() / size_of::<f32>()))?;
         let mut bias = Buffer::zeroed(columns)?;
-        let mut rows = Vec::new();
-        rows.try_reserve_exact(outputs).ok()?;
-        for part in parts {
-            let first = rows.len();
-            part.bias.read(0, &mut bias.as_mut_slice()[first..][..part.bias.len()]);
-            rows.extend((0..part.bias.len()).map(|row| (&part.weight, row * inputs)));
-        }
+        let rows = stacked::rows(parts, inputs, bias.as_mut_slice())?;
         let packed: &mut [Line] = bytemuck::cast_slice_mut(values.as_mut_slice());
         packed.par_chunks_mut(panel).zip(rows.par_chunks(TILE_COLUMNS)).for_each(|(packed, rows)| {
             let pairs: &mut [[u16; 2]] = bytemuck::cast_slice_mut(packed);

@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use super::brain::{self, Grid, Line, TILE_COLUMNS, TILE_ROWS};
 use super::buffer::Buffer;
-use crate::model::Tensor;
+use super::stacked::{self, Row};
 use crate::ops::{Epilogue, LinearRows};
 
 /// Numbers of a line: what one step of a kernel takes from each row.
@@ -242,26 +242,17 @@ fn nearest(x: f32) -> i8 {
     (x + UNIT).to_bits() as i8
 }
 
-/// A row of weights: the tensor that holds it, and where it begins there.
-type Row<'a> = (&'a Tensor<'a>, usize);
-
 impl IntegerLinear {
     /// Packs rows of weights ([outputs, inputs] each, stacked) for activations kept in this form, on all threads of
     /// the pool it is called in; `None` when memory is short.
     pub(super) fn pack(kernel: Kernel, form: Form, parts: &[LinearRows<'_>], inputs: usize) -> Option<Self> {
-        let outputs: usize = parts.iter().map(|part| part.bias.len()).sum();
+        let outputs = stacked::outputs(parts);
         let columns = outputs.next_multiple_of(TILE_COLUMNS);
         let panel_lines = steps(inputs) * TILE_COLUMNS;
         let mut values = Buffer::zeroed(columns * steps(inputs) * (size_of::<Line>() / size_of::<f32>()))?;
         let (mut scales, mut bias) = (Buffer::zeroed(columns)?, Buffer::zeroed(columns)?);
         let mut starts = vec![0; columns];
-        let mut rows: Vec<Row<'_>> = Vec::new();
-        rows.try_reserve_exact(outputs).ok()?;
-        for part in parts {
-            let first = rows.len();
-            part.bias.read(0, &mut bias.as_mut_slice()[first..][..part.bias.len()]);
-            rows.extend((0..part.bias.len()).map(|row| (&part.weight, row * inputs)));
-        }
+        let rows = stacked::rows(parts, inputs, bias.as_mut_slice())?;
         let panels: &mut [Line] = bytemuck::cast_slice_mut(values.as_mut_slice());
         panels
             .par_chunks_exact_mut(panel_lines)

@@ -3,7 +3,7 @@ use half::{bf16, f16};
 
 use super::super::brain::{STEP, line_of, lines};
 use super::*;
-use crate::model::StoredType;
+use crate::model::{StoredType, Tensor};
 
 /// The plain twin and whatever this machine has, with the forms in which it gets activations.
 fn kernels() -> Vec<(Kernel, Form)> {

@@ -116,6 +116,15 @@ impl Kernel {
         None
     }
 
+    /// Its name, with that of what computes beside it, for people.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => "AMX, AVX-512",
+            Self::Plain => "plain code",
+        }
+    }
+
     /// Multiplies, adds the bias and what else the epilogue says.
     pub(super) fn multiply(self, block: Block<'_>, scratch: &mut Scratch) {
         let Block { x, inputs, outputs, depth, weights, bias, .. } = &block;
