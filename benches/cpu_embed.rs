@@ -4,14 +4,18 @@
 //! [precisions=fp32,bf16,int8]`, where MODEL is a Hugging Face folder. One line per precision and token budget: the
 //! best of the repeats, since other work on the machine only ever slows it. With one precision and one budget the
 //! last line is `{"compute_s": …}`, the time without loading.
+//!
+//! With `passes=stdin`, one precision and one budget it says `READY {}` once loaded, and then computes all batches once for
+//! each line `run` that it reads and says `DONE {"s": …, "cpu_s": …}`: for benches/cpu_turns.py, which lets programs take turns.
 
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use kernels::cpu::CpuEngine;
-use kernels::{Batch, Engine, EngineOptions, Model, ModelPath, Pooling, Precision, Progress};
+use kernels::{Batch, Engine, EngineError, EngineOptions, Model, ModelPath, Pooling, Precision, Progress};
+use rustix::time::{ClockId, clock_gettime};
 
 fn main() -> ExitCode {
     match run() {
@@ -25,7 +29,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut positional = Vec::new();
-    let (mut threads, mut repeats) = (2, 5);
+    let (mut threads, mut repeats, mut by_line) = (2, 5, false);
     let mut budgets = vec![256, 512, 1024, 2048, 4096, 8192, 16384];
     let mut precisions = vec![Precision::Fp32];
     // `cargo bench` adds `--bench`.
@@ -33,6 +37,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
         match argument.split_once('=') {
             Some(("threads", value)) => threads = value.parse()?,
             Some(("repeats", value)) => repeats = value.parse()?,
+            Some(("passes", "stdin")) => by_line = true,
             Some(("budgets", value)) => {
                 budgets = value.split(',').map(str::parse).collect::<Result<_, _>>()?
             }
@@ -61,6 +66,12 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     for precision in precisions {
         let options = EngineOptions { layer: config.layers, pooling: Pooling::Mean, precision, threads };
         engines.push(CpuEngine::load(&model, options)?);
+    }
+    if by_line {
+        let ([engine], [budget]) = (&mut engines[..], &budgets[..]) else {
+            return Err("passes=stdin takes one precision and one budget".into());
+        };
+        return passes(engine, &pack(&sequences, *budget));
     }
     let residues: usize = sequences.iter().map(Vec::len).sum();
     let tokens = residues + 2 * sequences.len();
@@ -102,6 +113,33 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     // For programs that time this one beside others.
     if let [[seconds]] = best.iter().map(Vec::as_slice).collect::<Vec<_>>()[..] {
         println!("{{\"compute_s\": {seconds}}}");
+    }
+    Ok(())
+}
+
+/// Seconds of CPU time that this process has taken.
+fn cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+/// Computes all batches once for each line `run` of standard input, after one pass that is not told.
+fn passes(engine: &mut CpuEngine, batches: &[Batch]) -> Result<(), Box<dyn std::error::Error>> {
+    let mut pass = || {
+        let (start, cpu) = (Instant::now(), cpu_seconds());
+        for batch in batches {
+            std::hint::black_box(engine.run(batch, &Progress::default())?);
+        }
+        Ok::<_, EngineError>((start.elapsed().as_secs_f64(), cpu_seconds() - cpu))
+    };
+    pass()?;
+    println!("READY {{}}");
+    for line in std::io::stdin().lock().lines() {
+        if line? != "run" {
+            break;
+        }
+        let (seconds, cpu_seconds) = pass()?;
+        println!("DONE {{\"s\": {seconds}, \"cpu_s\": {cpu_seconds}}}");
     }
     Ok(())
 }

@@ -74,6 +74,12 @@ pub(crate) fn compute(job: &Job, fresh: bool) -> Result<Compute, Failure> {
         let text = "simulated and real devices cannot work on one job: their results differ";
         return Err(Failure::new(Exit::Usage, text).hint("set devices.use to one kind"));
     }
+    if devices.iter().any(|device| matches!(device, Chosen::Cpu)) {
+        kernels::cpu::check_environment().map_err(|text| {
+            Failure::new(Exit::Usage, text)
+                .hint("it comes from the environment: unset it to let the engine choose")
+        })?;
+    }
     let threads = threads(job);
     let pooling = match job.model.pooling {
         config::Pooling::Mean => Pooling::Mean,

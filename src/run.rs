@@ -599,7 +599,10 @@ fn conclude(
         Outcome::ModelUnusable(errors) => {
             manifest.status = RunStatus::Failed;
             let text = format!("the model cannot be used: {errors}");
-            Some(Failure::new(Exit::Failed, text).hint("check or fetch the weights again"))
+            Some(
+                Failure::new(Exit::Failed, text)
+                    .hint("mend what is named; weights that are damaged have to be fetched again"),
+            )
         }
         Outcome::WriteFailed(error) if error.is_folder_gone() => {
             manifest.status = RunStatus::Stopped;

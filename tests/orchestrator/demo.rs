@@ -106,5 +106,5 @@ fn tiles_are_left_aside_where_that_is_asked_for() {
         let embedding = engine.run(&batch, &Progress::default()).unwrap().values;
         assert_eq!(golden::bits(&row.embedding), golden::bits(&embedding), "{id}");
     }
-    with("perhaps").expect(1).says(["VIRNUCPRO_FP32_TILES=perhaps", "write auto or off"]);
+    with("perhaps").expect(2).says(["VIRNUCPRO_FP32_TILES=perhaps", "write auto or off", "unset it"]);
 }

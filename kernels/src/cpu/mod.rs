@@ -134,6 +134,14 @@ pub fn check_precision(precision: Precision) -> Result<(), String> {
     }
 }
 
+/// Whether what the environment says to the engine can be understood.
+///
+/// # Errors
+/// A sentence that names the variable, its value and what it may be.
+pub fn check_environment() -> Result<(), String> {
+    split::Kernel::wanted().map(|_| ())
+}
+
 /// The instructions that the engine uses in bf16 on this machine; `None` where it refuses bf16.
 pub fn bf16_instructions() -> Option<&'static str> {
     brain::Kernel::detect().map(brain::Kernel::name)

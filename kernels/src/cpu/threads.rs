@@ -62,7 +62,7 @@ fn start_on(threads: usize, places: Vec<Vec<usize>>) -> Result<ThreadPool, Threa
         .start_handler(move |thread| {
             let Some(cpus) = places.get(thread) else { return };
             if let Err(error) = bind(cpus) {
-                tracing::debug!(thread, ?cpus, %error, "thread not bound to its node");
+                tracing::info!(thread, ?cpus, %error, "thread not bound to its node");
             }
         })
         .build()
