@@ -9,8 +9,8 @@ A machine whose cores are shared with others is faster at one moment than at the
 in the better ones looks faster. Here every program is loaded once, then each in turn computes the same few sequences,
 in an order that is shuffled anew each round. Before and after every pass one product of matrices (the example core_speed)
 runs for ten milliseconds on all cores at once: a pass between two looks at which every core reached --quiet of the best
-seen is "undisturbed", one between two looks at which none reached --busy of it "disturbed"; the others count only
-under "all". How fast the measured programs are plays no part in it.
+seen is "undisturbed", one between two looks at which some core did not reach --busy of it "disturbed"; the others count
+only under "all". How fast the measured programs are plays no part in it.
 
 --harness: the program that knows the other engines; its workers are started with its own options.
 --ours: the bench `cpu_embed` as built (`cargo bench --bench cpu_embed --no-run` says where it is);
@@ -20,6 +20,18 @@ Speeds are medians; tokens = residues + 2 for each sequence.
 import argparse, importlib.util, json, os, random, statistics, subprocess, sys, tempfile, time
 
 
+def cores():
+    """One processor of each core that this process may use: two of one core would disturb each other."""
+    allowed, firsts = sorted(os.sched_getaffinity(0)), {}
+    for processor in allowed:
+        try:
+            siblings = open(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read().strip()
+        except OSError:
+            siblings = processor
+        firsts.setdefault(siblings, processor)
+    return sorted(firsts.values())
+
+
 class Looks:
     """The least of what the cores reach at this moment, by one `core_speed` bound to each."""
 
@@ -27,7 +39,7 @@ class Looks:
         self.processes = [
             subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                              preexec_fn=lambda core=core: os.sched_setaffinity(0, {core}))
-            for core in sorted(os.sched_getaffinity(0))]
+            for core in cores()]
         self.look()
 
     def look(self):
@@ -80,7 +92,7 @@ def measure(a):
     records = harness.pick(harness.read_fasta(a.fasta), a.limit)
     fasta = os.path.join(folder, "picked.fasta")
     with open(fasta, "w") as file:
-        file.writelines(f">{name}\n{residues}\n" for name, residues in records)
+        file.writelines(f">{name}\n{residues[:1022]}\n" for name, residues in records)
     tokens = sum(min(len(residues), 1022) + 2 for _, residues in records)
     model = os.path.join(a.models, a.size)
     ours = [a.ours, model, fasta, f"threads={a.threads}", "passes=stdin", f"budgets={a.budget}"]

@@ -11,6 +11,8 @@ const FORGET_AFTER: u32 = 8;
 /// Share of the memory in use from which a device gets less: beyond it, allocators of drivers fail by
 /// fragmentation.
 pub const PRESSURE_MAX: f32 = 0.9;
+/// By how many thousandths of the memory more must be in use for a budget to be made smaller once again.
+const PRESSURE_STEP: u16 = 10;
 /// The budget is settled when the next size would differ by less than this part of the full one.
 const STEP: u32 = 32;
 /// Smallest part of the full budget; below it a device is of no use, and its failures will retire it.
@@ -27,6 +29,9 @@ pub struct TokenBudget {
     good: u32,
     good_in_a_row: u32,
     rounds_settled: u32,
+    /// Part of the memory in use, in thousandths, when the budget was last made smaller because of it; 0: it was not,
+    /// or has grown since.
+    pressure: u16,
     /// Whether it has run short since it last completed a batch of nearly the full size.
     ran_short: bool,
 }
@@ -42,6 +47,7 @@ impl TokenBudget {
             good: 0,
             good_in_a_row: 0,
             rounds_settled: 0,
+            pressure: 0,
             ran_short: false,
         }
     }
@@ -99,8 +105,17 @@ impl TokenBudget {
         self.shrink_to(retreat);
     }
 
-    /// A batch of `tokens` fitted, and left so little memory that the next one may not.
-    pub fn pressed(&mut self, tokens: u32) {
+    /// A batch of `tokens` fitted, and left so little memory that the next one may not: `share` of it is in use.
+    ///
+    /// Where the last smaller budget has not helped, another one would not: others fill the memory, or what the engine
+    /// keeps does.
+    pub fn pressed(&mut self, tokens: u32, share: f32) {
+        let share = (share.clamp(0.0, 1.0) * 1000.0) as u16;
+        if self.pressure > 0 && share <= self.pressure + PRESSURE_STEP {
+            self.good_in_a_row = 0;
+            return;
+        }
+        self.pressure = share.max(1);
         let retreat = tokens.min(self.current) / 5 * 4;
         self.good = self.good.min(retreat);
         self.ceiling = self.ceiling.min(tokens.max(self.floor() + 1));
@@ -127,6 +142,7 @@ impl TokenBudget {
     }
 
     fn grow(&mut self) {
+        self.pressure = 0;
         let step = (self.ceiling - self.current) / 2;
         if self.ceiling > self.full {
             self.current = self.current.saturating_mul(2).min(self.full);
@@ -201,9 +217,9 @@ mod tests {
     #[test]
     fn pressure_shrinks_before_anything_fails() {
         let mut budget = TokenBudget::new(FULL);
-        budget.pressed(FULL);
+        budget.pressed(FULL, 0.91);
         assert_eq!(budget.tokens(), FULL / 5 * 4);
-        budget.pressed(budget.tokens());
+        budget.pressed(budget.tokens(), 0.93);
         assert!(budget.tokens() < FULL * 2 / 3);
     }
 
@@ -223,6 +239,25 @@ mod tests {
         assert_eq!(short.tokens(), 9_000);
         short.limit(100);
         assert_eq!(short.tokens(), 100);
+    }
+
+    #[test]
+    fn memory_that_others_fill_does_not_end_in_tiny_batches() {
+        let mut budget = TokenBudget::new(FULL);
+        for _ in 0..30 {
+            budget.pressed(budget.tokens(), 0.93);
+        }
+        assert_eq!(budget.tokens(), FULL / 5 * 4);
+        // It fills on.
+        budget.pressed(budget.tokens(), 0.95);
+        assert_eq!(budget.tokens(), FULL / 5 * 4 / 5 * 4);
+        // With room again it grows; then less helps once more.
+        for _ in 0..GROW_AFTER {
+            budget.completed(budget.tokens());
+        }
+        let before = budget.tokens();
+        budget.pressed(before, 0.92);
+        assert!(budget.tokens() < before);
     }
 
     #[test]
@@ -260,7 +295,7 @@ mod tests {
                         prop_assert!(budget.tokens() <= before);
                     }
                     1 => {
-                        budget.pressed(tokens);
+                        budget.pressed(tokens, 0.9 + tokens as f32 % 10.0 / 100.0);
                         prop_assert!(budget.tokens() <= before);
                     }
                     _ => {

@@ -400,7 +400,7 @@ impl Ledger {
             let tokens = u32::try_from(entry.tokens).unwrap_or(u32::MAX);
             match completion.memory {
                 Some(share) if share >= PRESSURE_MAX && entry.sequences.len() > 1 => {
-                    verdict = device.reduce(|budget| budget.pressed(tokens));
+                    verdict = device.reduce(|budget| budget.pressed(tokens, share));
                 }
                 Some(_) | None => device.budget.completed(tokens),
             }

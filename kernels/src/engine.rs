@@ -136,7 +136,8 @@ pub trait Engine: Send {
 
     /// Runs one batch in fp32, whatever the precision asked for: its sequences overflowed in that one.
     ///
-    /// An engine that computes in fp32 anyway need not do anything about it.
+    /// An engine that computes in fp32, or in a precision with the range of fp32 (bf16; int8 with a scale for each row),
+    /// need not do anything about it: what overflows there overflows in fp32 as well.
     ///
     /// # Errors
     /// As of [`Engine::run`].

@@ -136,6 +136,37 @@ fn a_checkpoint_of_something_else_is_not_an_empty_model() {
     assert!(matches!(error, ModelError::NotEsm2 { .. } | ModelError::Checkpoint { .. }), "{}", text(&error));
 }
 
+/// The checksum of ZIP archives.
+fn crc32(bytes: &[u8]) -> u32 {
+    let turn = |sum: u32, _| if sum & 1 == 1 { sum >> 1 ^ 0xedb8_8320 } else { sum >> 1 };
+    !bytes.iter().fold(!0, |sum, &byte| (0..8).fold(sum ^ u32::from(byte), turn))
+}
+
+#[test]
+fn a_checkpoint_of_esm1_is_refused() {
+    let mut bytes = std::fs::read(tiny().join("esm2_tiny.pt")).unwrap();
+    // A tensor that nothing needs gets a name of ESM-1b, as long as its own.
+    let (own, other) = (b"encoder.lm_head.layer_norm.weight", b"encoder.emb_layer_norm_before._33");
+    let find =
+        |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).position(|window| window == part).unwrap();
+    let pickle = find(&bytes, b"\x80\x02")..find(&bytes, b"PK\x07\x08");
+    let old_sum = crc32(&bytes[pickle.clone()]).to_le_bytes();
+    let at = find(&bytes, own);
+    bytes[at..at + own.len()].copy_from_slice(other);
+    // Once behind the pickle, once in the archive's directory.
+    let sum = crc32(&bytes[pickle]).to_le_bytes();
+    for _ in 0..2 {
+        let at = find(&bytes, &old_sum);
+        bytes[at..at + 4].copy_from_slice(&sum);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("esm1b.pt");
+    std::fs::write(&file, bytes).unwrap();
+    let error = Model::open(&ModelPath::FairEsm(file)).unwrap_err();
+    assert!(matches!(error, ModelError::NotEsm2 { .. }), "{}", text(&error));
+    assert!(text(&error).contains("`emb_layer_norm_before`"), "{}", text(&error));
+}
+
 #[test]
 fn other_models_are_refused_by_their_configuration() {
     let folder = folder(&tiny_tensors());

@@ -14,24 +14,25 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Reads the share in use, not more often than [`LOOK_INTERVAL`].
 #[derive(Debug)]
 pub(crate) struct MemoryGauge {
-    group: Option<Group>,
+    /// The control groups that have a limit, from the nearest on.
+    groups: Vec<Group>,
     latest: Option<(Instant, Option<f32>)>,
 }
 
-/// The nearest control group with a limit.
+/// A control group with a limit.
 #[derive(Debug, PartialEq, Eq)]
 struct Group {
     usage: PathBuf,
     statistics: PathBuf,
-    /// Name of the file cache that can be dropped, in `statistics`.
-    cache: &'static str,
+    /// Names of the file cache, which can be dropped, in `statistics`.
+    cache: [&'static str; 2],
     limit_bytes: u64,
 }
 
 impl MemoryGauge {
     pub(crate) fn new() -> Self {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        Self { group: limited_group(&groups, Path::new("/sys/fs/cgroup"), machine_bytes()), latest: None }
+        Self { groups: limited_groups(&groups, Path::new("/sys/fs/cgroup"), machine_bytes()), latest: None }
     }
 
     /// Share of the memory in use, 0..=1; `None` where the system does not tell.
@@ -41,14 +42,15 @@ impl MemoryGauge {
         {
             return share;
         }
-        let share = self.group.as_ref().map_or_else(machine_share, group_share);
+        // Of a job and its step either may be the fuller.
+        let share = self.groups.iter().filter_map(group_share).max_by(f32::total_cmp).or_else(machine_share);
         self.latest = Some((Instant::now(), share));
         share
     }
 }
 
-/// Finds the nearest limit below that of the machine. `groups`: the text of `/proc/self/cgroup`.
-fn limited_group(groups: &str, mounted_at: &Path, machine_bytes: u64) -> Option<Group> {
+/// Finds the limits below that of the machine. `groups`: the text of `/proc/self/cgroup`.
+fn limited_groups(groups: &str, mounted_at: &Path, machine_bytes: u64) -> Vec<Group> {
     // number:controllers:path; version 2 has no controllers here, version 1 mounts each apart.
     let of = |wanted: &str| {
         groups.lines().find_map(|line| {
@@ -58,26 +60,39 @@ fn limited_group(groups: &str, mounted_at: &Path, machine_bytes: u64) -> Option<
         })
     };
     let versions = [
-        ("", "", "memory.max", "memory.current", "inactive_file"),
-        ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ("", "", "memory.max", "memory.current", ["inactive_file", "active_file"]),
+        (
+            "memory",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ["total_inactive_file", "total_active_file"],
+        ),
     ];
-    versions.into_iter().find_map(|(controller, mount, limit, usage, cache)| {
+    let found = versions.into_iter().map(|(controller, mount, limit, usage, cache)| {
         let top = mounted_at.join(mount);
-        let own = top.join(of(controller)?.trim_start_matches('/'));
-        own.ancestors().take_while(|folder| folder.starts_with(&top)).find_map(|folder| {
+        let own = of(controller).map(|path| top.join(path.trim_start_matches('/')));
+        let folders =
+            own.iter().flat_map(|own| own.ancestors()).take_while(|folder| folder.starts_with(&top));
+        let limited = folders.filter_map(|folder| {
             // "max" is no number; version 1 writes a huge one instead.
             let limit_bytes = number(&folder.join(limit)).filter(|&bytes| bytes < machine_bytes)?;
             let (usage, statistics) = (folder.join(usage), folder.join("memory.stat"));
             Some(Group { usage, statistics, cache, limit_bytes })
-        })
-    })
+        });
+        limited.collect::<Vec<_>>()
+    });
+    found.into_iter().find(|groups| !groups.is_empty()).unwrap_or_default()
 }
 
 fn group_share(group: &Group) -> Option<f32> {
     let used = number(&group.usage)?;
     let statistics = fs::read_to_string(&group.statistics).unwrap_or_default();
-    let cache = statistics.lines().find_map(|line| line.strip_prefix(group.cache)?.trim().parse().ok());
-    Some(share(used.saturating_sub(cache.unwrap_or(0)), group.limit_bytes))
+    let cache = statistics.lines().filter_map(|line| {
+        let (name, bytes) = line.split_once(' ')?;
+        group.cache.contains(&name).then(|| bytes.trim().parse::<u64>().ok())?
+    });
+    Some(share(used.saturating_sub(cache.sum()), group.limit_bytes))
 }
 
 fn machine_share() -> Option<f32> {
@@ -116,27 +131,44 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_limit_counts_and_cache_does_not() {
+    fn the_fullest_limit_counts_and_cache_does_not() {
         let root = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
             let path = root.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
+        let shares = |groups: &str, machine_bytes: u64| {
+            let groups = limited_groups(groups, root.path(), machine_bytes);
+            groups.iter().map(|group| group_share(group).unwrap()).collect::<Vec<_>>()
+        };
+        write("slurm/memory.max", "4000000\n");
+        write("slurm/memory.current", "1000000\n");
+        write("slurm/memory.stat", "anon 100\ninactive_file 0\n");
         write("slurm/job_7/memory.max", "1000000\n");
         write("slurm/job_7/step_0/memory.max", "max\n");
         write("slurm/job_7/memory.current", "950000\n");
-        write("slurm/job_7/memory.stat", "anon 100\ninactive_file 200000\n");
-        let group = limited_group("0::/slurm/job_7/step_0\n", root.path(), 1 << 30).unwrap();
-        assert_eq!(group.limit_bytes, 1_000_000);
-        assert_eq!(group_share(&group), Some(0.75));
+        write(
+            "slurm/job_7/memory.stat",
+            "anon 100\ninactive_file 150000\nactive_file 50000\nactive_file_x 9\n",
+        );
+        let groups = "0::/slurm/job_7/step_0\n";
+        assert_eq!(shares(groups, 1 << 30), [0.75, 0.25]);
+        let gauge =
+            |groups| MemoryGauge { groups: limited_groups(groups, root.path(), 1 << 30), latest: None };
+        assert_eq!(gauge(groups).share(), Some(0.75));
+        // Another step of the same job fills it.
+        write("slurm/job_7/step_0/memory.max", "1000000\n");
+        write("slurm/job_7/step_0/memory.current", "500000\n");
+        assert_eq!(shares(groups, 1 << 30), [0.5, 0.75, 0.25]);
+        assert_eq!(gauge(groups).share(), Some(0.75));
         // The first version, and a limit beyond the machine, which is none.
         write("memory/job/memory.limit_in_bytes", "400000\n");
         write("memory/job/memory.usage_in_bytes", "390000\n");
-        write("memory/job/memory.stat", "total_inactive_file 0\n");
+        write("memory/job/memory.stat", "total_inactive_file 0\ntotal_active_file 30000\n");
         let groups = "9:name=systemd:/\n4:cpu,memory:/job\n";
-        assert_eq!(group_share(&limited_group(groups, root.path(), 1 << 30).unwrap()), Some(0.975));
-        assert_eq!(limited_group(groups, root.path(), 4000), None);
-        assert_eq!(limited_group("", root.path(), 1 << 30), None);
+        assert_eq!(shares(groups, 1 << 30), [0.9]);
+        assert!(shares(groups, 4000).is_empty());
+        assert!(shares("", 1 << 30).is_empty());
     }
 }

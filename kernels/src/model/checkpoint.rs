@@ -17,6 +17,9 @@ use super::{LayerWeight, ModelConfig, ModelError, Weight, archive};
 /// `torch.save` writes the pickle first; ESM-2's largest is under 200 kB.
 const PICKLE_SEARCH_BYTES_MAX: usize = 4 << 20;
 
+/// Learned positions, and a norm before the layers: what ESM-2, with its rotary positions, has not.
+const ESM1_PARTS: [&str; 2] = ["embed_positions", "emb_layer_norm_before"];
+
 /// A fair-esm checkpoint with its tensors found by their part.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
@@ -49,6 +52,13 @@ impl Checkpoint {
                 .unwrap_or(&name);
             if bare == "layers.0.self_attn.rot_emb.inv_freq" {
                 rotary_pairs = tensor.shape().first().copied();
+            }
+            // ESM-1b and ESM-1v name everything else alike, and would give numbers without meaning.
+            if let Some(part) = ESM1_PARTS.into_iter().find(|part| bare.starts_with(part)) {
+                return Err(ModelError::NotEsm2 {
+                    path: path.to_owned(),
+                    problem: format!("it has `{part}` (tensor `{name}`), as ESM-1 models have"),
+                });
             }
             let Some(weight) = Weight::from_fair_esm(bare) else { continue };
             if let Weight::Layer(index, _) = weight {

@@ -8,9 +8,10 @@ use super::ModelError;
 use crate::alphabet::VOCAB;
 
 /// The published models have at most 48 layers of width 5,120 and 20,480 inside: a configuration
-/// beyond these limits is damaged, and sizes derived within them cannot overflow.
+/// beyond these limits is damaged, and sizes derived within them cannot overflow, nor can a sum of that many products
+/// in int8.
 pub(super) const LAYERS_MAX: usize = 1_000;
-const WIDTH_MAX: usize = 1 << 20;
+const WIDTH_MAX: usize = 1 << 17;
 
 /// The shape of an ESM-2 network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,8 +109,9 @@ impl ModelConfig {
             heads: required("num_attention_heads", raw.num_attention_heads)?,
             intermediate: required("intermediate_size", raw.intermediate_size)?,
             vocab: required("vocab_size", raw.vocab_size)?,
-            layer_norm_eps: raw.layer_norm_eps.unwrap_or(1e-5),
-            token_dropout: raw.token_dropout.unwrap_or(true),
+            // What is absent has the default of transformers' `EsmConfig`, which leaves defaults out when it writes.
+            layer_norm_eps: raw.layer_norm_eps.unwrap_or(1e-12),
+            token_dropout: raw.token_dropout.unwrap_or(false),
         };
         config.check(path)?;
         Ok(config)
