@@ -121,8 +121,10 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
                 );
             }
             check_kept_input(&locked.folder, &sources, &manifest, &identity)?;
-            let manifest = resume(&locked, manifest, &identity, arguments.retry_failed)?;
+            let mut manifest = resume(&locked, manifest, &identity, arguments.retry_failed)?;
             keep_input(&locked.folder, &mut sources)?;
+            // The same contents, perhaps elsewhere.
+            (manifest.input, manifest.counts) = (survey.files, survey.counts);
             manifest
         }
         None => {

@@ -72,6 +72,29 @@ fn committed_files_but(folder: &Path, damaged: &str) -> std::collections::BTreeM
 }
 
 #[test]
+fn an_input_that_was_moved_is_the_same_input() {
+    let job = job();
+    let whole = job.done_into("results");
+    let moved = |from: &str, to: &str| {
+        fs::rename(job.at(from), job.at(to)).unwrap();
+        fs::remove_file(job.at("results/embeddings/part-00002.parquet")).unwrap();
+        let name = format!("input.fasta={}", job.at(to).display());
+        run(job.command_into("results").arg("--set").arg(name)).expect(0).says(["resuming segments=4"]);
+        job.outcome("results").assert_same(&whole, to);
+        let manifest = fs::read_to_string(job.at("results/run.json")).unwrap();
+        assert!(manifest.contains(to), "{manifest}");
+    };
+    moved("proteins.fasta", "moved.fasta");
+    // A digit of what is said about it, which is not what identifies the job.
+    let manifest = fs::read_to_string(job.at("results/run.json")).unwrap();
+    let at = manifest.find("\"bytes\": ").unwrap() + "\"bytes\": ".len();
+    let mut damaged = manifest.into_bytes();
+    damaged[at] = if damaged[at] == b'9' { b'8' } else { damaged[at] + 1 };
+    fs::write(job.at("results/run.json"), damaged).unwrap();
+    moved("moved.fasta", "moved-again.fasta");
+}
+
+#[test]
 fn a_lost_list_of_failed_records_is_made_again() {
     let job = job().simulating("fault=nan@ordinal:70;fault=nan@ordinal:200");
     job.run_into("results").expect(3);
