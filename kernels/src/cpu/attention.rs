@@ -11,7 +11,7 @@ use pulp::{Simd, WithSimd};
 
 use super::buffer::Buffer;
 use super::elementary::exp2;
-use super::product::{Left, tile};
+use super::product::{LINE, Left, prefetch, tile};
 use super::rotary::Rotary;
 
 /// Keys of one block: their scores take 30 kB at most, so that they, the queries and a part of the
@@ -22,6 +22,9 @@ const KEYS: usize = 240;
 /// come as whole pieces of memory, in the order in which the processor expects them. One head at a time, a quarter of
 /// attention was waiting for single lines a row apart.
 const PACKED_COLUMNS: usize = 128;
+
+/// How many rows ahead of the one that is packed its numbers are asked for: they lie kilobytes apart.
+const ROWS_AHEAD: usize = 8;
 
 /// Vectors of queries that are attended together.
 const QUERY_VECTORS: usize = 2;
@@ -166,6 +169,12 @@ impl Attend<'_> {
         for first_head in heads.clone().step_by(together) {
             let together = together.min(heads.end - first_head);
             for (token, row) in qkv.chunks_exact(stride).enumerate() {
+                for index in 0..3 {
+                    let part = (token + ROWS_AHEAD) * stride + index * hidden + first_head * head_width;
+                    for line in (0..together * head_width).step_by(LINE) {
+                        prefetch(qkv.as_ptr().wrapping_add(part + line));
+                    }
+                }
                 let part = |index: usize| {
                     let part = &row[index * hidden + first_head * head_width..][..together * head_width];
                     part.chunks_exact(head_width)

@@ -59,14 +59,14 @@ const UNROLLED: usize = 4;
 const BASE_ROWS: usize = 4;
 
 /// Numbers in a cache line.
-const LINE: usize = 16;
+pub(super) const LINE: usize = 16;
 
 /// Inputs of a row of weights that are packed at once.
 const PACKED_STEPS: usize = 64;
 
 /// Asks for the line at `place`, which is read soon, into the second-level cache. Never faults.
 #[inline(always)]
-fn prefetch(place: *const f32) {
+pub(super) fn prefetch(place: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch of any address is harmless, and every x86-64 processor has it.
     unsafe {
