@@ -120,7 +120,7 @@ def measure(a):
                 # Of both cores' time, what neither idled nor was the program's.
                 foreign = (after_busy - busy - answer["cpu_s"] * os.sysconf("SC_CLK_TCK")) / max(1, after_total - total)
                 out.write(json.dumps({"program": program.name, "size": a.size, "workload": workload, "sequences": len(records),
-                                      "tokens": tokens, "s": answer["s"], "foreign": round(max(0.0, foreign), 3),
+                                      "tokens": tokens, "s": answer["s"], "cpu_s": answer["cpu_s"], "foreign": round(max(0.0, foreign), 3),
                                       "before": round(before, 1), "after": round(after, 1)}) + "\n")
                 out.flush()
                 before = after
@@ -130,11 +130,12 @@ def measure(a):
 
 def summary(a):
     passes = [json.loads(line) for path in a.summary for line in open(path)]
+    time_of = "cpu_s" if a.cpu_time else "s"
     looks = sorted(x[side] for x in passes for side in ("before", "after"))
     best = a.best or looks[int(0.98 * len(looks))]  # of 100 looks the second best
     print(f"looks: best {looks[-1]:.0f} GFLOP/s, taken as such {best:.0f}, median {statistics.median(looks):.0f}, least {looks[0]:.0f}")
     kinds = {
-        "undisturbed": lambda x: min(x["before"], x["after"]) >= a.quiet * best and x["foreign"] < 0.05,
+        "undisturbed": lambda x: min(x["before"], x["after"]) >= a.quiet * best and (a.cpu_time or x["foreign"] < 0.05),
         "disturbed": lambda x: max(x["before"], x["after"]) < a.busy * best,
         "all": lambda x: True,
     }
@@ -143,7 +144,7 @@ def summary(a):
     for key in dict.fromkeys((x["size"], x["workload"], x["sequences"], x["tokens"]) for x in passes):
         size, workload, sequences, tokens = key
         here = [x for x in passes if (x["size"], x["workload"], x["sequences"], x["tokens"]) == key]
-        speeds = {name: {kind: [x["tokens"] / x["s"] for x in here if x["program"] == name and of(x)] for kind, of in kinds.items()}
+        speeds = {name: {kind: [x["tokens"] / x[time_of] for x in here if x["program"] == name and of(x)] for kind, of in kinds.items()}
                   for name in sorted({x["program"] for x in here})}
         for name, of in speeds.items():
             cells = [f"{statistics.median(v):,.0f} ({len(v)})" if v else "none" for v in of.values()]
@@ -175,6 +176,8 @@ def main():
     p.add_argument("--minutes", type=float, default=5)
     p.add_argument("--wait", type=float, help="look every so many seconds and begin passes in undisturbed moments only; needs --best")
     p.add_argument("--quiet", type=float, default=0.85)
+    p.add_argument("--cpu-time", action="store_true",
+                   help="in the table: by CPU time, for passes of one thread (taskset) while other work runs beside")
     p.add_argument("--best", type=float, help="GFLOP/s of a look that are its best, where another run has seen better")
     p.add_argument("--busy", type=float, default=0.7)
     p.add_argument("--out", default="passes.jsonl")
