@@ -37,6 +37,8 @@ const AMX_PERCENT_MIN: f64 = 200.0;
 /// In int8, at the largest width: least speed of the products that are integers where the machine has bf16, in
 /// percent of theirs in bf16.
 const INTEGER_PERCENT_MIN: f64 = 90.0;
+/// In fp32 on tiles, at the largest width: least speed of products in percent of theirs in bf16, of which each is six.
+const SPLIT_PERCENT_MIN: f64 = 12.0;
 /// Rounds of the guard; each measures everything once, and the best of each counts.
 const ROUNDS: usize = 40;
 
@@ -318,8 +320,8 @@ impl Products {
     }
 }
 
-/// Compares products in bf16 with the peak of this machine, and those in int8 with them; says what has fallen
-/// behind.
+/// Compares products in bf16 with the peak of this machine, and those in int8 and in fp32 on tiles with them; says what
+/// has fallen behind.
 fn guard_rounded() -> Result<Vec<String>, EngineError> {
     let mut behind = Vec::new();
     let Some(instructions) = kernels::cpu::bf16_instructions() else { return Ok(behind) };
@@ -328,13 +330,17 @@ fn guard_rounded() -> Result<Vec<String>, EngineError> {
         Some(_) => Some(Products::new(Precision::Int8)?),
         None => None,
     };
+    let mut split = match kernels::cpu::fp32_instructions().contains("AMX") {
+        true => Some(Products::new(Precision::Fp32)?),
+        false => None,
+    };
     let (mut peak, mut dot) = (0.0f64, 0.0f64);
     for _ in 0..ROUNDS {
         peak = peak.max(Arch::new().dispatch(Peak(200_000)));
         dot = dot.max(dot_peak(200_000).unwrap_or(0.0));
         brain.round()?;
-        if let Some(integer) = &mut integer {
-            integer.round()?;
+        for products in [&mut integer, &mut split].into_iter().flatten() {
+            products.round()?;
         }
     }
     println!("\npeak in bf16 without tiles: {:.1} GFLOP/s", dot / 1e9);
@@ -350,15 +356,17 @@ fn guard_rounded() -> Result<Vec<String>, EngineError> {
             behind.push(format!("product in bf16 {inputs}x{outputs} below {least} % of the peak {of}"));
         }
     }
-    if let Some(integer) = integer {
-        for ((kind, slow), fast) in brain.kinds.into_iter().zip(brain.best).zip(integer.best) {
-            println!("product in int8 {}x{}: {:.0} % of bf16's speed", kind.0, kind.1, 100.0 * slow / fast);
+    let others = [("int8", integer, INTEGER_PERCENT_MIN), ("fp32 on tiles", split, SPLIT_PERCENT_MIN)];
+    for (name, products, least) in others {
+        let Some(products) = products else { continue };
+        for ((kind, of), own) in brain.kinds.into_iter().zip(brain.best).zip(products.best) {
+            println!("product in {name} {}x{}: {:.0} % of bf16's speed", kind.0, kind.1, 100.0 * of / own);
         }
         let layer = |products: &Products| products.best.iter().sum::<f64>();
-        let percent = 100.0 * layer(&brain) / layer(&integer);
-        println!("products in int8 of a layer: {percent:.0} % of bf16's speed");
-        if percent < INTEGER_PERCENT_MIN {
-            behind.push(format!("products in int8 below {INTEGER_PERCENT_MIN} % of bf16's speed"));
+        let percent = 100.0 * layer(&brain) / layer(&products);
+        println!("products in {name} of a layer: {percent:.0} % of bf16's speed");
+        if percent < least {
+            behind.push(format!("products in {name} below {least} % of bf16's speed"));
         }
     }
     Ok(behind)
