@@ -46,6 +46,8 @@ const SPLIT_ROWS: Range<usize> = 128..384;
 const WHOLE_TOKENS_MAX: usize = 512;
 /// Query rows of one task of a longer sequence, so that several threads share a single protein.
 const QUERY_ROWS: usize = 1_024;
+/// Least tasks of attention for each thread, where heads suffice: they take unequal times.
+const TASKS_PER_THREAD: usize = 2;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -97,6 +99,8 @@ pub struct CpuOps {
     rotary: Rotary,
     /// Tasks of attention, whose memory every layer uses again.
     tasks: Vec<AttentionTask>,
+    /// Whether other batches are computed on the same threads at the same time.
+    shared: bool,
     head_width: usize,
     weights_bytes: u64,
 }
@@ -147,12 +151,13 @@ impl CpuOps {
 
     fn on(pool: Arc<ThreadPool>, arch: Arch, kernels: Kernels, head_width: usize) -> Self {
         let rotary = Rotary::new(head_width);
-        Self { arch, kernels, pool, rotary, tasks: Vec::new(), head_width, weights_bytes: 0 }
+        Self { arch, kernels, pool, rotary, tasks: Vec::new(), shared: false, head_width, weights_bytes: 0 }
     }
 
     /// The same operations on the same threads, for another batch at the same time.
     pub(super) fn beside(&self) -> Self {
-        Self::on(Arc::clone(&self.pool), self.arch, self.kernels, self.head_width)
+        let ops = Self::on(Arc::clone(&self.pool), self.arch, self.kernels, self.head_width);
+        Self { shared: true, ..ops }
     }
 
     /// The engine's threads.
@@ -512,10 +517,18 @@ impl Ops for CpuOps {
         let batch = &layout.batch;
         let tasks = &mut self.tasks;
         tasks.clear();
+        // Few sequences are divided by their heads, so that no thread is without one.
+        let parts = match self.shared {
+            true => 1,
+            false => (TASKS_PER_THREAD * self.pool.current_num_threads()).div_ceil(batch.len()),
+        };
+        let heads_at_once = heads.div_ceil(parts);
         for index in 0..batch.len() {
             let tokens = batch.sequence(index).len();
             if tokens <= WHOLE_TOKENS_MAX {
-                tasks.push((index, 0..heads, 0..tokens));
+                for head in (0..heads).step_by(heads_at_once) {
+                    tasks.push((index, head..heads.min(head + heads_at_once), 0..tokens));
+                }
                 continue;
             }
             for head in 0..heads {
