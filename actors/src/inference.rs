@@ -39,6 +39,9 @@ const LOOK_MAX: Duration = Duration::from_millis(3 * HEARTBEAT_INTERVAL_MS);
 const LEAVE_GRACE: Duration = Duration::from_millis(200);
 /// How long a worker that was told to leave, or whose socket closed, may take to exit.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
+/// How long after the kill the socket may take to say that nothing more comes. It never does while the process does
+/// not die, or another one has a copy of it.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// How the worker process is started: this executable with the hidden command `worker`.
 #[derive(Clone, Debug)]
@@ -77,7 +80,7 @@ pub(crate) enum InferenceMessage {
     Started(io::Result<Child>),
     /// From the socket task: the worker said something.
     Said(FromWorker, Vec<f32>),
-    /// From the socket task: the worker's end of the socket is closed.
+    /// From the socket task: the worker's end of the socket is closed. From itself: enough of waiting for that.
     Disconnected(Option<String>),
     /// From itself: the worker had its time to leave.
     Kill,
@@ -130,6 +133,8 @@ pub(crate) struct InferenceState {
     ready: bool,
     /// Nothing more will come; it leaves with its last answer.
     leaving: bool,
+    /// It had its time to leave.
+    killed: bool,
     /// The first cause known; later ones follow from it.
     departure: Option<Departure>,
     ticks: u64,
@@ -201,6 +206,7 @@ impl Actor for Inference {
             held: VecDeque::new(),
             ready: false,
             leaving: false,
+            killed: false,
             departure: None,
             ticks: 0,
             silent: Duration::ZERO,
@@ -242,6 +248,8 @@ impl Actor for Inference {
             InferenceMessage::Kill => {
                 if let Process::Running(child) = &mut state.process {
                     let _ = child.start_kill();
+                    state.killed = true;
+                    myself.send_after(SILENCE_MAX, || InferenceMessage::Disconnected(None));
                 }
             }
             InferenceMessage::Started(started) => state.started(&myself, started)?,
@@ -420,7 +428,7 @@ impl InferenceState {
         }
     }
 
-    /// Everything the worker said was heard: wait for the process to end, or end it.
+    /// Everything the worker said was heard, or it says no more: wait for the process to end, or end it.
     fn disconnected(&mut self, myself: &ActorRef<InferenceMessage>, error: Option<String>) {
         let process = std::mem::replace(&mut self.process, Process::Ending);
         let Process::Running(mut child) = process else {
@@ -432,8 +440,9 @@ impl InferenceState {
             self.departure.get_or_insert(Departure::Failed(error));
         }
         let (myself, device) = (myself.clone(), self.device_name.clone());
+        let grace = if self.killed { Duration::ZERO } else { EXIT_GRACE };
         tokio::spawn(async move {
-            let status = match tokio::time::timeout(EXIT_GRACE, child.wait()).await {
+            let status = match tokio::time::timeout(grace, child.wait()).await {
                 Ok(status) => status,
                 Err(_) => {
                     let _ = child.start_kill();

@@ -2,13 +2,14 @@
 
 use std::fmt::Debug;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 
 /// The executable under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_virnucpro-orch");
@@ -289,6 +290,19 @@ impl ProcessIdentity {
     /// Ends it as `kill -9` does, if it still runs.
     pub(crate) fn kill(self) {
         self.signal(Signal::KILL);
+    }
+
+    /// A copy of the socket that is its standard input, which stays open when the process is gone. `None`, with the
+    /// reason on standard output, where the system does not give it.
+    pub(crate) fn socket(self) -> Option<UnixStream> {
+        let process = pidfd_open(Pid::from_raw(self.id as i32).unwrap(), PidfdFlags::empty());
+        match process.and_then(|process| pidfd_getfd(process, 0, PidfdGetfdFlags::empty())) {
+            Ok(socket) => Some(socket.into()),
+            Err(error) => {
+                println!("skipped: no copy of another process's socket here: {error}");
+                None
+            }
+        }
     }
 
     /// Sends a signal, if it still runs.

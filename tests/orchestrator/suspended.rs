@@ -71,6 +71,34 @@ fn a_worker_suspended_for_good_is_killed_and_costs_one_restart() {
 }
 
 #[test]
+fn a_killed_worker_whose_socket_stays_open_costs_one_restart() {
+    // As of one inside a driver that is stuck, the socket never says that it is gone.
+    let job = job();
+    let undisturbed = job.done_into("undisturbed");
+    let run = started(&job);
+    let worker = run.workers()[0];
+    let Some(_socket) = worker.socket() else { return };
+    worker.signal(Signal::STOP);
+    run.finish().expect(0).says(["worker hangs", "no progress for 1."]);
+    let outcome = job.outcome("results");
+    outcome.assert_same(&undisturbed, "a worker whose socket stays open");
+    assert_eq!(outcome.restarts(), 1);
+}
+
+#[test]
+fn a_killed_worker_whose_socket_stays_open_does_not_hold_up_the_end() {
+    let job = job().set("restart.hang_ms", 600_000).set("restart.shutdown_grace_ms", 500);
+    let mut run = started(&job);
+    let worker = run.workers()[0];
+    let Some(_socket) = worker.socket() else { return };
+    worker.signal(Signal::STOP);
+    let signalled = Instant::now();
+    run.signal(Signal::TERM);
+    run.finish().expect(75).says(["stopped by SIGTERM"]);
+    assert!(signalled.elapsed() < Duration::from_secs(20), "{:?}", signalled.elapsed());
+}
+
+#[test]
 fn what_a_terminal_sends_does_not_reach_workers_that_are_only_beginning() {
     // Ctrl-Z again and again while 32 processes start one after the other: a process that is not the worker yet has
     // no handler and would be stopped for good. The run itself has no shell that could wake it, and is not stopped.
