@@ -19,6 +19,7 @@ use crate::supervisor::{
     DevicePlan, Outcome, StopReason, Supervisor, SupervisorArguments, SupervisorMessage,
 };
 use crate::telemetry::{DeviceState, DeviceView, JobView, SNAPSHOT_VERSION, Snapshot};
+use crate::writer::SharedCommits;
 
 /// Everything a run needs; nothing in it is validated again.
 #[derive(Clone, Debug)]
@@ -71,7 +72,8 @@ pub struct Run {
     supervisor: ActorRef<SupervisorMessage>,
     supervisor_ended: ractor::concurrency::JoinHandle<()>,
     outcome: oneshot::Receiver<Outcome>,
-    manifest: oneshot::Receiver<Manifest>,
+    commits: SharedCommits,
+    writer_ended: oneshot::Receiver<()>,
     manifest_before: Manifest,
     folder: ResultFolder,
 }
@@ -181,18 +183,29 @@ impl Run {
             ..Snapshot::default()
         };
         let (publisher, snapshots) = watch::channel(Arc::new(first_snapshot.clone()));
-        let (manifest_back, manifest) = oneshot::channel();
+        let commits = SharedCommits::new(folder.clone(), plan.manifest.clone());
+        let (writer_ends, writer_ended) = oneshot::channel();
         let (outcome_sender, outcome) = oneshot::channel();
         let arguments = SupervisorArguments {
             plan,
             snapshots: publisher,
             first_snapshot,
-            manifest_back,
+            commits: commits.clone(),
+            writer_ended: writer_ends,
             outcome: outcome_sender,
         };
         let (supervisor, supervisor_ended) =
             Actor::spawn(None, Supervisor, arguments).await.map_err(Box::new)?;
-        Ok(Self { snapshots, supervisor, supervisor_ended, outcome, manifest, manifest_before, folder })
+        Ok(Self {
+            snapshots,
+            supervisor,
+            supervisor_ended,
+            outcome,
+            commits,
+            writer_ended,
+            manifest_before,
+            folder,
+        })
     }
 
     /// The state of the run, renewed several times a second.
@@ -212,10 +225,10 @@ impl Run {
             Outcome::Stopped(StopReason::ActorFailed { actor: "supervisor", error })
         });
         let _ = self.supervisor_ended.await;
-        let manifest = match self.manifest.await {
-            Ok(manifest) => manifest,
-            // A writer that panicked takes its copy along; what it had committed is in `run.json`.
-            Err(_) => Manifest::read(&self.folder).ok().flatten().unwrap_or(self.manifest_before),
+        let manifest = match self.commits.take(self.writer_ended).await {
+            Some(manifest) => manifest,
+            // What it had committed is in `run.json`.
+            None => Manifest::read(&self.folder).ok().flatten().unwrap_or(self.manifest_before),
         };
         let snapshot = self.snapshots.borrow().clone();
         RunEnd { outcome, manifest, snapshot }

@@ -17,7 +17,6 @@ use crate::inference::{
     Departure, Inference, InferenceArguments, InferenceMessage, WorkerCommand, WorkerLimits,
 };
 use crate::journal::JournalPlace;
-use crate::manifest::Manifest;
 use crate::monitor::{GpuWatch, Monitor, MonitorArguments, MonitorMessage};
 use crate::order::{Answer, AnswerTo, Order, Refused};
 use crate::packer::{Packer, PackerArguments, PackerDevice, PackerMessage, Standing};
@@ -29,7 +28,7 @@ use crate::telemetry::{
     DeviceState, EventLevel, Happening, Reporter, Snapshot, Telemetry, TelemetryArguments, TelemetryMessage,
 };
 use crate::watchdog::{Look, Watchdog, holdups};
-use crate::writer::{WriteError, Writer, WriterArguments, WriterMessage};
+use crate::writer::{SharedCommits, WriteError, Writer, WriterArguments, WriterMessage};
 
 /// How long a part of the pipeline may take to stop. The writer may be syncing a part, which must not be cut
 /// short; but a file system that never answers must not keep a cluster's node busy for ever.
@@ -147,7 +146,9 @@ pub(crate) struct SupervisorArguments {
     pub(crate) plan: RunPlan,
     pub(crate) snapshots: watch::Sender<Arc<Snapshot>>,
     pub(crate) first_snapshot: Snapshot,
-    pub(crate) manifest_back: oneshot::Sender<Manifest>,
+    pub(crate) commits: SharedCommits,
+    /// For the writer, which drops it when nothing more will be committed.
+    pub(crate) writer_ended: oneshot::Sender<()>,
     pub(crate) outcome: oneshot::Sender<Outcome>,
 }
 
@@ -227,7 +228,8 @@ impl Actor for Supervisor {
         myself: ActorRef<Self::Msg>,
         arguments: SupervisorArguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let SupervisorArguments { plan, snapshots, first_snapshot, manifest_back, outcome } = arguments;
+        let SupervisorArguments { plan, snapshots, first_snapshot, commits, writer_ended, outcome } =
+            arguments;
         let link = || myself.get_cell();
         let telemetry_arguments = TelemetryArguments { first: first_snapshot, snapshots };
         let (telemetry_actor, _) = Actor::spawn_linked(None, Telemetry, telemetry_arguments, link()).await?;
@@ -267,7 +269,7 @@ impl Actor for Supervisor {
         };
         let writer_arguments = WriterArguments {
             folder: plan.folder,
-            manifest: plan.manifest,
+            commits,
             schema: plan.schema,
             part_metadata: plan.part_metadata,
             journals,
@@ -275,7 +277,7 @@ impl Actor for Supervisor {
             packer: packer.clone(),
             supervisor: myself.clone(),
             telemetry: telemetry.clone(),
-            manifest_back,
+            ended: writer_ended,
         };
         let (writer, _) = Actor::spawn_linked(None, Writer, writer_arguments, link()).await?;
         let (reader, _) = Actor::spawn_linked(None, Reader, reader_arguments, link()).await?;

@@ -7,12 +7,13 @@
 //! Invariant: a segment is committed only if each of its sequences was delivered or set aside, exactly once.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::oneshot;
 
 use crate::bounds;
 use crate::commits::{Commit, Commits};
@@ -33,6 +34,9 @@ use crate::telemetry::{Doing, EventLevel, Happening, Reporter, Stage, TelemetryM
 const CHECKPOINT_RETRY: Duration = Duration::from_millis(50);
 /// How long a checkpoint waits for that room.
 const CHECKPOINT_ROOM_MAX: Duration = Duration::from_secs(30);
+/// How long the end of a run waits for the writer's thread, which may be syncing a part: past it the file system
+/// does not answer.
+const THREAD_MAX: Duration = Duration::from_secs(30);
 
 /// A segment before its embeddings arrive.
 pub(crate) struct OpenedSegment {
@@ -113,7 +117,7 @@ impl WriteError {
 /// What the writer starts with.
 pub(crate) struct WriterArguments {
     pub(crate) folder: ResultFolder,
-    pub(crate) manifest: Manifest,
+    pub(crate) commits: SharedCommits,
     pub(crate) schema: PartSchema,
     pub(crate) part_metadata: BTreeMap<String, String>,
     pub(crate) journals: JournalPlace,
@@ -122,8 +126,42 @@ pub(crate) struct WriterArguments {
     pub(crate) packer: ActorRef<PackerMessage>,
     pub(crate) supervisor: ActorRef<SupervisorMessage>,
     pub(crate) telemetry: Reporter,
-    /// Receives the manifest when the writer has stopped.
-    pub(crate) manifest_back: tokio::sync::oneshot::Sender<Manifest>,
+    /// Dropped when nothing more will be committed.
+    pub(crate) ended: oneshot::Sender<()>,
+}
+
+/// What is committed. The writer's thread adds to it until the end of the run takes it, and with it the right to
+/// write the manifest.
+#[derive(Clone)]
+pub(crate) struct SharedCommits(Arc<Mutex<Option<Commits>>>);
+
+impl SharedCommits {
+    pub(crate) fn new(folder: ResultFolder, manifest: Manifest) -> Self {
+        Self(Arc::new(Mutex::new(Some(Commits::new(folder, manifest)))))
+    }
+
+    /// Says whether it was committed: the run may have ended without this segment.
+    fn commit(&self, commit: Commit) -> Result<bool, ManifestError> {
+        match self.0.lock().as_deref_mut() {
+            Ok(Some(commits)) => commits.commit(commit).map(|()| true),
+            Ok(None) | Err(_) => Ok(false),
+        }
+    }
+
+    /// Waits for the writer's thread to say by `ended` that it is done, but not for ever, and takes the manifest.
+    /// `None` if the thread panicked in the midst of a commit.
+    pub(crate) async fn take(self, ended: oneshot::Receiver<()>) -> Option<Manifest> {
+        if tokio::time::timeout(THREAD_MAX, ended).await.is_err() {
+            let seconds = THREAD_MAX.as_secs();
+            tracing::error!(
+                seconds,
+                "the writer's thread does not return, left behind: what it holds is computed again"
+            );
+        }
+        // It may be in the midst of a commit: where that does not end, no other would.
+        let taken = tokio::task::spawn_blocking(move || self.0.lock().ok()?.take());
+        taken.await.ok().flatten().map(Commits::into_manifest)
+    }
 }
 
 pub(crate) struct Writer;
@@ -207,7 +245,7 @@ impl Actor for Writer {
     ) -> Result<Self::State, ActorProcessingErr> {
         let WriterArguments {
             folder,
-            manifest,
+            commits,
             schema,
             part_metadata,
             journals,
@@ -232,7 +270,7 @@ impl Actor for Writer {
             )?);
         }
         let committer = Committer {
-            commits: Commits::new(folder.clone(), manifest),
+            commits,
             folder,
             layout,
             stop: stop.clone(),
@@ -240,7 +278,7 @@ impl Actor for Writer {
             telemetry: telemetry.clone(),
             started: Instant::now(),
         };
-        let manifest_back = arguments.manifest_back;
+        let ended = arguments.ended;
         let journal_owner = myself.clone();
         let journal = Journal::start(journals, move |message| {
             let _ = journal_owner.cast(WriterMessage::Panicked(message));
@@ -248,7 +286,8 @@ impl Actor for Writer {
         let thread = crate::thread::spawn_watched(
             "writer",
             move || {
-                let _ = manifest_back.send(committer.commit_all(&sealed));
+                committer.commit_all(&sealed);
+                drop(ended);
             },
             move |message| {
                 let _ = myself.cast(WriterMessage::Panicked(message));
@@ -346,6 +385,13 @@ impl Actor for Writer {
         let open = state.open.keys().copied().collect();
         state.journal.stop(unfinished, &open).await;
         Ok(())
+    }
+}
+
+impl Drop for WriterState {
+    /// An actor that failed has no `post_stop`, and its thread may be waiting for a disk.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -544,7 +590,7 @@ impl PartLayout {
 struct Committer {
     folder: ResultFolder,
     layout: Arc<PartLayout>,
-    commits: Commits,
+    commits: SharedCommits,
     stop: Arc<AtomicBool>,
     writer: ActorRef<WriterMessage>,
     telemetry: Reporter,
@@ -552,8 +598,8 @@ struct Committer {
 }
 
 impl Committer {
-    /// Commits segments until there are no more; returns the manifest.
-    fn commit_all(mut self, sealed: &flume::Receiver<Sealed>) -> Manifest {
+    /// Commits segments until there are no more.
+    fn commit_all(&self, sealed: &flume::Receiver<Sealed>) {
         let mut free_since = Instant::now();
         self.telemetry.stage(Stage::Write, Doing::Starved, None);
         while let Ok(Sealed { assembly, part }) = sealed.recv() {
@@ -571,15 +617,14 @@ impl Committer {
             self.telemetry.stage(Stage::Write, Doing::Starved, None);
         }
         self.telemetry.stage(Stage::Write, Doing::Nothing, None);
-        self.commits.into_manifest()
     }
 
     /// Commits one segment, waiting while something that may pass is in the way; `None` if told to stop
-    /// while waiting.
+    /// while waiting, or left behind by the run.
     ///
     /// What an encoder could not write may have been in the way then only: it is encoded again.
     fn commit_when_possible(
-        &mut self,
+        &self,
         assembly: &Assembly,
         part: Result<EncodedPart, PartError>,
     ) -> Result<Option<WriterMessage>, WriteError> {
@@ -596,7 +641,7 @@ impl Committer {
                 telemetry.event(Happening::new(EventLevel::Info, "writing goes on"));
             }
         };
-        write_when_possible(
+        let written = write_when_possible(
             &folder,
             || stop.load(Ordering::Relaxed),
             pausing,
@@ -604,10 +649,11 @@ impl Committer {
                 let part = part.take().map_or_else(|| self.layout.encode(assembly), Ok)?;
                 self.commit(assembly, part)
             },
-        )
+        );
+        written.map(Option::flatten)
     }
 
-    fn commit(&mut self, assembly: &Assembly, part: EncodedPart) -> Result<WriterMessage, WriteError> {
+    fn commit(&self, assembly: &Assembly, part: EncodedPart) -> Result<Option<WriterMessage>, WriteError> {
         let OpenedSegment { prepared, failed, .. } = &assembly.opened;
         let (segment, records) = (prepared.segment.id, &prepared.segment.records);
         let summary = part.commit()?;
@@ -637,13 +683,13 @@ impl Committer {
             failed: entry.failed,
             residues,
         };
-        self.commits.commit(Commit {
+        let is_committed = self.commits.commit(Commit {
             segment: segment.0,
             entry,
             device_token_budgets: assembly.token_budgets.clone(),
             elapsed_s: self.started.elapsed().as_secs_f64(),
         })?;
-        Ok(message)
+        Ok(is_committed.then_some(message))
     }
 }
 

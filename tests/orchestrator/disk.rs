@@ -31,12 +31,17 @@ fn go_on(run: &Running) {
 
 /// Starts the job under a limit on the size of any file, in units of 512 bytes.
 fn start_limited(job: &JobFolder, blocks: u32) -> Running {
+    start_limited_with(job, blocks, "")
+}
+
+/// As [`start_limited`], with faults of the orchestrator.
+fn start_limited_with(job: &JobFolder, blocks: u32, faults: &str) -> Running {
     let mut command = Command::new("sh");
     // The soft limit: it can be raised again.
     command.args(["-c", &format!("ulimit -S -f {blocks} && exec \"$0\" \"$@\""), PROGRAM]);
     command.args(job.command_into("results").get_args()).current_dir(job.path());
     without_settings(&mut command);
-    Running::start(command.env("VIRNUCPRO_SIM", WIDE))
+    Running::start(command.env("VIRNUCPRO_SIM", WIDE).env("VIRNUCPRO_FAULTS", faults))
 }
 
 /// What can be seen is whole, committed or not.
@@ -78,6 +83,24 @@ fn a_run_that_waits_for_room_can_be_stopped_and_goes_on_later() {
     run.finish().expect(75).says(["stopped by SIGTERM"]);
     job.run_into("results").expect(0);
     job.outcome("results").assert_same(&undisturbed, "after it was stopped for want of room");
+}
+
+#[test]
+fn a_part_of_the_program_that_panics_while_there_is_no_room_ends_the_run_resumable() {
+    let job = job();
+    let undisturbed = job.done_into("undisturbed");
+    // The third segment, while the first waits for room.
+    let run = start_limited_with(&job, 64, "encoder:2=panic");
+    run.finish().expect(75).says(["writing is paused", "the writer failed"]);
+    // Whenever that is: somebody asks until it has failed.
+    let mut run = start_limited_with(&job, 64, "supervisor:60=panic");
+    run.wait_for("file size limit reached: writing is paused");
+    while !run.has_ended() {
+        crate::process::run(program(["checkpoint"]).arg(job.at("results")));
+    }
+    run.finish().expect(75).says(["the supervisor failed"]);
+    job.run_into("results").expect(0);
+    job.outcome("results").assert_same(&undisturbed, "after panics without room");
 }
 
 /// A file system in memory, with an end; unmounted when dropped.

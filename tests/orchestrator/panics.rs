@@ -1,5 +1,7 @@
 //! A part of the orchestrator itself fails: the run ends resumable, with the reason, and never hangs.
 
+use std::time::Duration;
+
 use crate::job::JobFolder;
 use crate::process::{run, wait_until_gone};
 use crate::proteins::fasta;
@@ -42,6 +44,21 @@ fn a_writer_that_panics_ends_the_run_resumable() {
     ends_resumable("writer", "the writer failed");
     ends_resumable("writer-thread", "writer thread panicked: fault on purpose");
     ends_resumable("encoder", "writer thread panicked: fault on purpose");
+}
+
+#[test]
+fn a_writer_that_never_returns_is_left_behind() {
+    let undisturbed = job().done_into("undisturbed");
+    let job = job();
+    let mut command = job.command_into("results");
+    // Its thread stands still before the first commit, as in a file system that does not answer.
+    let faults = "writer-thread:0=delay-600000;encoder:1=panic";
+    let finished = run(command.env("VIRNUCPRO_FAULTS", faults)).expect(75);
+    assert!(finished.elapsed < Duration::from_secs(120), "{:?}", finished.elapsed);
+    finished.says(["the writer failed", "left behind"]);
+    assert_eq!(crate::outcome::manifest(&job.at("results")).unwrap()["status"], "stopped");
+    job.run_into("results").expect(0);
+    job.outcome("results").assert_same(&undisturbed, "a writer that never returned");
 }
 
 #[test]
