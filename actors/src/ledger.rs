@@ -127,6 +127,8 @@ struct SegmentEntry {
     token_counts: Vec<u32>,
     settled: Vec<bool>,
     unsettled: usize,
+    /// Nothing more of it is lent in this run.
+    paused: bool,
 }
 
 /// What is known of a device.
@@ -235,7 +237,8 @@ impl Ledger {
             settled[sequence as usize] = false;
         }
         let unsettled = settled.iter().filter(|settled| !**settled).count();
-        let previous = self.segments.insert(segment, SegmentEntry { token_counts, settled, unsettled });
+        let entry = SegmentEntry { token_counts, settled, unsettled, paused: false };
+        let previous = self.segments.insert(segment, entry);
         assert!(previous.is_none(), "segment {segment} opened twice");
         for sequences in batches {
             self.add(NewBatch::of(segment, sequences, Turn::Fresh));
@@ -256,8 +259,12 @@ impl Ledger {
         self.segments.get(&segment).is_some_and(|entry| entry.unsettled == 0)
     }
 
-    /// Lends nothing more of a segment in this run; what is lent already may still be completed.
+    /// Lends nothing more of a segment in this run; what is lent already may still be completed, and is forgotten
+    /// where it is not.
     pub fn pause_segment(&mut self, segment: SegmentId) {
+        if let Some(entry) = self.segments.get_mut(&segment) {
+            entry.paused = true;
+        }
         let paused: Vec<_> = self.pending.iter().filter(|&&(of, _, _)| of == segment).copied().collect();
         for key in paused {
             self.pending.remove(&key);
@@ -616,7 +623,11 @@ impl Ledger {
         })
     }
 
+    /// Lets a batch wait for a device; one of a paused segment waits for another run.
     fn requeue(&mut self, batch: BatchId, mut entry: BatchEntry, turn: Turn) {
+        if self.segments[&entry.segment].paused {
+            return;
+        }
         entry.turn = turn;
         entry.holder = None;
         entry.computed = false;
@@ -703,6 +714,31 @@ mod tests {
         let order: Vec<_> =
             std::iter::from_fn(|| ledger.lease(worker(1, 0))).map(|lease| lease.batch).collect();
         assert_eq!(order, [second.batch, BatchId(2), first.batch]);
+    }
+
+    #[test]
+    fn what_fails_of_a_paused_segment_is_lent_no_more() {
+        let mut ledger = Ledger::new(1, BUDGET);
+        ledger.open_segment(
+            SEGMENT,
+            vec![10; 9],
+            vec![vec![0, 1], vec![2, 3], vec![4, 5], vec![6], vec![7, 8]],
+        );
+        let [lost, waiting, split, apart]: [Lease; 4] =
+            std::array::from_fn(|_| ledger.lease(worker(0, 0)).unwrap());
+        ledger.pause_segment(SEGMENT);
+        assert_eq!((ledger.pending_len(), ledger.lent_len()), (0, 4));
+        ledger.fail(worker(0, 0), split.batch, &EngineError::Batch("bad".into())).unwrap();
+        let verdicts = ledger.fail(worker(0, 0), apart.batch, &EngineError::NonFinite { sequences: vec![0] });
+        assert!(matches!(verdicts.unwrap()[..], [Verdict::Split { .. }]));
+        ledger.lose(worker(0, 0), "unplugged");
+        assert_eq!((ledger.pending_len(), ledger.lent_len(), ledger.pending_tokens), (0, 0, 0));
+        assert_eq!(ledger.lease(worker(0, 1)), None);
+        for batch in [lost.batch, waiting.batch] {
+            assert_eq!(ledger.complete(worker(0, 0), batch, DONE).unwrap_err(), Stale);
+        }
+        // It is all left for the next run.
+        assert_eq!(ledger.open_segments().next().unwrap().1.len(), 9);
     }
 
     #[test]
