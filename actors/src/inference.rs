@@ -222,6 +222,10 @@ impl Actor for Inference {
     ) -> Result<(), ActorProcessingErr> {
         crate::fault::point("inference");
         match message {
+            InferenceMessage::Run { batch, .. } if state.takes_no_more() => {
+                let worker = state.worker;
+                state.packer.cast(PackerMessage::HandedBack { worker, batch })?;
+            }
             InferenceMessage::Run { batch, sequences, exact } => {
                 if state.held.is_empty() {
                     state.silent = Duration::ZERO;
@@ -387,6 +391,11 @@ impl InferenceState {
             self.packer.cast(PackerMessage::WantBatch { worker, inference })?;
         }
         Ok(())
+    }
+
+    /// Whether a batch would be held against a worker's end that has nothing to do with it.
+    fn takes_no_more(&self) -> bool {
+        self.departure.is_some() || matches!(self.process, Process::Ending)
     }
 
     fn returned(&mut self, batch: BatchId) -> Result<(), ActorProcessingErr> {

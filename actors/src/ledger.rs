@@ -457,14 +457,20 @@ impl Ledger {
             let entry = self.take_from(worker, batch).expect("the worker holds it");
             if Some(batch) == running {
                 verdicts.extend(self.judge(worker, batch, entry, &error));
-            } else if !entry.sequences.is_empty() {
-                let attempts = entry.attempts;
-                let turn = if attempts == 0 { Turn::Innocent } else { Turn::Suspect };
-                self.requeue(batch, entry, turn);
-                verdicts.push(Verdict::Requeued { batch, attempts });
+            } else {
+                verdicts.extend(self.acquit(batch, entry));
             }
         }
         verdicts
+    }
+
+    /// Takes back a batch that its worker never got.
+    ///
+    /// # Errors
+    /// [`Stale`] if `worker` does not hold it.
+    pub fn hand_back(&mut self, worker: Worker, batch: BatchId) -> Result<Option<Verdict>, Stale> {
+        let entry = self.take_from(worker, batch)?;
+        Ok(self.acquit(batch, entry))
     }
 
     /// Batches on loan, longest held first: number, worker, segment.
@@ -546,6 +552,17 @@ impl Ledger {
             // The whole batch has had its tries: a half that fails is halved again at once.
             vec![self.halve(batch, entry, self.attempts_max - 1)]
         }
+    }
+
+    /// Lends a batch again that is not to blame; a trial is none.
+    fn acquit(&mut self, batch: BatchId, entry: BatchEntry) -> Option<Verdict> {
+        if entry.sequences.is_empty() {
+            return None;
+        }
+        let attempts = entry.attempts;
+        let turn = if attempts == 0 { Turn::Innocent } else { Turn::Suspect };
+        self.requeue(batch, entry, turn);
+        Some(Verdict::Requeued { batch, attempts })
     }
 
     fn halve(&mut self, batch: BatchId, entry: BatchEntry, attempts: u32) -> Verdict {
@@ -753,6 +770,23 @@ mod tests {
         let verdicts = ledger.lose(worker(0, 0), "unplugged");
         assert_eq!(verdicts[0], Verdict::Requeued { batch: done.batch, attempts: 0 });
         assert!(matches!(verdicts[1], Verdict::Quarantined { sequence: 1, .. }), "{verdicts:?}");
+    }
+
+    #[test]
+    fn a_batch_that_is_handed_back_is_not_to_blame() {
+        let mut ledger = Ledger::new(1, BUDGET);
+        ledger.open_segment(SEGMENT, vec![10; 2], vec![vec![0], vec![1]]);
+        let one = ledger.lease(worker(0, 0)).unwrap();
+        let handed_back = ledger.hand_back(worker(0, 0), one.batch);
+        assert_eq!(handed_back, Ok(Some(Verdict::Requeued { batch: one.batch, attempts: 0 })));
+        assert_eq!(ledger.hand_back(worker(0, 0), one.batch), Err(Stale));
+        assert_eq!(ledger.lose(worker(0, 0), "unplugged"), []);
+        assert_eq!(ledger.lease(worker(0, 1)).unwrap(), one);
+        // A trial is not lent again.
+        ledger.readmit_device(DeviceIndex(1));
+        let trial = ledger.lease(worker(1, 0)).unwrap();
+        assert_eq!(ledger.hand_back(worker(1, 0), trial.batch), Ok(None));
+        assert_eq!((ledger.pending_len(), ledger.lent_len()), (1, 1));
     }
 
     #[test]

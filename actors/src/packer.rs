@@ -47,6 +47,8 @@ pub(crate) enum PackerMessage {
     Completed { worker: Worker, batch: BatchId, values: Vec<f32>, completion: Completion },
     /// From a device: a batch failed, the device still works.
     Failed { worker: Worker, batch: BatchId, error: EngineError },
+    /// From a device that is leaving: this batch was lent too late, its worker never gets it.
+    HandedBack { worker: Worker, batch: BatchId },
     /// From the supervisor: this worker is no more.
     WorkerLost { worker: Worker, reason: String },
     /// From a device that became ready: its memory has room for so many tokens.
@@ -247,6 +249,14 @@ impl Actor for Packer {
                         state.carry_out(worker, verdicts)?;
                     }
                     Err(crate::ledger::Stale) => tracing::debug!(%batch, "late failure dropped"),
+                }
+            }
+            PackerMessage::HandedBack { worker, batch } => {
+                // What else it asked for it gets no more.
+                state.waiting.retain(|(waiting, _)| *waiting != worker);
+                if let Ok(verdict) = state.ledger.hand_back(worker, batch) {
+                    state.returned(worker, began);
+                    state.carry_out(worker, verdict.into_iter().collect())?;
                 }
             }
             PackerMessage::WorkerLost { worker, reason } => {
@@ -615,7 +625,8 @@ impl PackerState {
                 None => {}
             }
             let Lease { batch, exact, .. } = lease;
-            // To a device that has just died: `WorkerLost` is on its way and takes the lease back.
+            // To a device that has just died: `HandedBack` follows or, where its actor is gone, `WorkerLost`, which
+            // is on its way and takes the lease back.
             let _ = inference.cast(InferenceMessage::Run { batch, sequences, exact });
         }
     }

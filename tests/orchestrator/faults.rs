@@ -1,6 +1,12 @@
 //! Each kind of fault, once: the run recovers and the bytes are those of an undisturbed run.
 
+use std::net::Shutdown;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
 use crate::job::JobFolder;
+use crate::process::program;
 use crate::proteins::fasta;
 
 const PROTEINS: usize = 300;
@@ -152,4 +158,33 @@ fn lost_devices_make_no_sequence_a_poison_sequence() {
     assert_eq!(broken.code(), Some(75));
     job.run_into("results").expect(0);
     job.outcome("results").assert_same(&undisturbed, "after every device was lost");
+}
+
+#[test]
+fn a_worker_that_died_idle_is_lent_nothing_that_counts() {
+    // Each batch is one sequence, and failing once is enough to set it aside.
+    let job = JobFolder::new(fasta(14, 40, 40..60))
+        .set("packing.token_budget", 64)
+        .set("output.segment_sequences", 1)
+        .set("devices.use", r#"["sim:1"]"#)
+        .set("restart.attempts_per_batch_max", 1);
+    let undisturbed = job.done_into("undisturbed");
+    let job = job.simulating("latency_us_per_batch=100000");
+    let results = job.at("results");
+    let mut run = job.start_into("results");
+    run.wait_for("ready device=");
+    crate::process::run(program(["pause"]).arg(&results)).expect(0);
+    // What it held is computed.
+    std::thread::sleep(Duration::from_millis(1500));
+    let worker = run.workers()[0];
+    let Some(socket) = worker.socket() else { return };
+    // Its socket says that it is gone, and seconds pass until it is.
+    worker.signal(Signal::STOP);
+    socket.shutdown(Shutdown::Both).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    crate::process::run(program(["resume"]).arg(&results)).expect(0);
+    run.finish().expect(0).says(["device failed, restarting"]);
+    let outcome = job.outcome("results");
+    outcome.assert_same(&undisturbed, "a worker that died idle");
+    assert_eq!(outcome.restarts(), 1);
 }
