@@ -20,6 +20,16 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens `path` for reading and writing as it is, or creates it.
+///
+/// # Errors
+/// Those of the file system.
+pub(crate) fn open_or_create(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+    fault::file_operation("create", &[path]);
+    Ok(file)
+}
+
 /// Opens a regular file for reading. Anything else under its name is refused: a pipe would make its reader
 /// wait for ever.
 ///

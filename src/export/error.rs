@@ -51,6 +51,12 @@ pub(crate) enum ExportError {
         /// The file.
         path: PathBuf,
     },
+    /// Another process is writing the output.
+    #[error("another export is writing `{}`: wait for it, or choose another --output", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
     /// An id would break the lines of a text file.
     #[error("id `{}` of record {index} does not fit on a line of `{}`: export hdf5", actors::shown(.id), path.display())]
     Id {

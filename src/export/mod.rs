@@ -1,7 +1,7 @@
 //! Turns the parts of a finished run into the file that another tool reads.
 //!
-//! Parts stay as they are: an export is a copy, written under temporary names and renamed when whole. It
-//! never computes embeddings and never widens what was rounded.
+//! Parts stay as they are: an export is a copy, written under temporary names and renamed when whole, by one process
+//! at a time. It never computes embeddings and never widens what was rounded.
 
 mod collection;
 mod error;

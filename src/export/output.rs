@@ -23,14 +23,17 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Creates `name` in `folder`; an existing one is refused unless `force`.
+    /// Creates `name` in `folder`; an existing one is refused unless `force`, and so is one that another export writes.
     pub(super) fn create(folder: &Path, name: &str, force: bool) -> Result<Self, ExportError> {
         let path = folder.join(name);
+        let pending = PendingFile::create_alone(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::WouldBlock => ExportError::Busy { path: path.clone() },
+            _ => ExportError::Write { path: path.clone(), source },
+        })?;
+        // Only now: another export may just have given it its name.
         if !force && path.symlink_metadata().is_ok() {
             return Err(ExportError::Exists { path });
         }
-        let pending =
-            PendingFile::create(&path).map_err(|source| ExportError::Write { path: path.clone(), source })?;
         Ok(Self { path, pending, buffer: Vec::new(), halves: Vec::new() })
     }
 

@@ -109,6 +109,29 @@ fn an_export_is_overwritten_only_if_asked() {
 }
 
 #[test]
+fn exports_into_one_folder_do_not_mix() {
+    let job = job();
+    job.done_into("results");
+    export(&job, "npy", &[]).expect(0);
+    let files = ["embeddings.npy", "ids.txt"].map(|name| job.at("results/export").join(name));
+    let whole = files.each_ref().map(|path| fs::read(path).unwrap());
+    for name in [".embeddings.npy.tmp", ".ids.txt.tmp"] {
+        // What another export has written so far.
+        let temporary = job.write(&format!("results/export/{name}"), "half");
+        let other = fs::File::options().write(true).open(&temporary).unwrap();
+        other.lock().unwrap();
+        export(&job, "npy", &["--force"]).expect(2).says(["another export is writing", "--output"]);
+        assert_eq!(fs::read(&temporary).unwrap(), b"half");
+        assert_eq!(files.each_ref().map(|path| fs::read(path).unwrap()), whole);
+        export(&job, "npy", &["--output", "elsewhere", "--force"]).expect(0);
+        drop(other);
+    }
+    // Left by one that was killed.
+    export(&job, "npy", &["--force"]).expect(0);
+    assert_eq!(fs::read_dir(job.at("results/export")).unwrap().count(), 2);
+}
+
+#[test]
 fn a_result_with_missing_or_damaged_parts_is_incomplete() {
     let job = job();
     let whole = job.done_into("results");

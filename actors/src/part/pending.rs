@@ -4,8 +4,9 @@
 //! before the new content is safe on disk.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::files;
@@ -19,6 +20,13 @@ pub fn temporary_path(destination: &Path) -> PathBuf {
     name.push(destination.file_name().unwrap_or_default());
     name.push(".tmp");
     destination.with_file_name(name)
+}
+
+fn named(destination: &Path) -> io::Result<PathBuf> {
+    if destination.file_name().is_none() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
+    }
+    Ok(temporary_path(destination))
 }
 
 /// A file under its temporary name; removed when dropped before [`PendingFile::commit`].
@@ -36,12 +44,33 @@ impl PendingFile {
     /// # Errors
     /// When the folder is missing or not writable, or `destination` names no file.
     pub fn create(destination: &Path) -> io::Result<Self> {
-        if destination.file_name().is_none() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
-        }
-        let temporary = temporary_path(destination);
+        let temporary = named(destination)?;
         let file = files::create(&temporary)?;
         Ok(Self { file, temporary, destination: destination.to_owned(), renamed: false })
+    }
+
+    /// As [`PendingFile::create`], for a name that several processes may want to write: one of them at a time may.
+    /// Where the file system has no locks, nobody is kept out.
+    ///
+    /// # Errors
+    /// Also [`io::ErrorKind::WouldBlock`] while another process writes it.
+    pub fn create_alone(destination: &Path) -> io::Result<Self> {
+        let temporary = named(destination)?;
+        loop {
+            // Nothing is emptied before it is known to be nobody's.
+            let file = files::open_or_create(&temporary)?;
+            if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            // Between opening and locking another one may have given the file its name, or removed it. Each turn of
+            // this loop is the end of another one.
+            let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+            let opened = place(file.metadata()?);
+            if fs::metadata(&temporary).is_ok_and(|named| place(named) == opened) {
+                file.set_len(0)?;
+                return Ok(Self { file, temporary, destination: destination.to_owned(), renamed: false });
+            }
+        }
     }
 
     /// Returns the open file, empty at first, for who writes at places of their own choice.
@@ -126,6 +155,51 @@ mod tests {
         (&pending).write_all(b"new").unwrap();
         pending.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[test]
+    fn one_of_several_writers_has_the_file_and_the_others_spoil_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("embeddings.tsv");
+        fs::write(temporary_path(&path), b"a longer left-over").unwrap();
+        let first = PendingFile::create_alone(&path).unwrap();
+        (&first).write_all(b"first").unwrap();
+        for _ in 0..2 {
+            let refused = PendingFile::create_alone(&path).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        }
+        first.commit().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        let second = PendingFile::create_alone(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        drop(second);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// Whoever opens the temporary file right before it gets its name must not empty what has it then.
+    #[test]
+    fn writers_at_once_leave_the_whole_file_of_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("embeddings.tsv");
+        std::thread::scope(|scope| {
+            for writer in 0..4_u8 {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        match PendingFile::create_alone(path) {
+                            Ok(pending) => {
+                                (&pending).write_all(&vec![b'a' + writer; 1000]).unwrap();
+                                pending.commit().unwrap();
+                            }
+                            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                        }
+                        if let Ok(content) = fs::read(path) {
+                            assert!(content.len() == 1000 && content.iter().all(|&byte| byte == content[0]));
+                        }
+                    }
+                });
+            }
+        });
     }
 
     #[test]
