@@ -33,7 +33,7 @@ pub(crate) struct Compute {
     pub(crate) layer: usize,
     pub(crate) packing: PackingPlan,
     pub(crate) limits: SegmentLimits,
-    /// What the operator should know about devices that are not used.
+    /// What the operator should know about inputs and devices that are not used.
     pub(crate) notes: Vec<String>,
 }
 
@@ -68,7 +68,9 @@ impl ModelFacts {
 ///
 /// `fresh`: an earlier result of this job does not matter.
 pub(crate) fn compute(job: &Job, fresh: bool) -> Result<Compute, Failure> {
-    let devices::Selection { devices, mut notes } = devices::select(&job.devices.choice, Machine::look)?;
+    let devices::Selection { devices, notes: of_devices } =
+        devices::select(&job.devices.choice, Machine::look)?;
+    let mut notes = [job.notes.clone(), of_devices].concat();
     let simulated = devices.iter().filter(|device| matches!(device, Chosen::Sim(_))).count();
     if simulated != 0 && simulated != devices.len() {
         let text = "simulated and real devices cannot work on one job: their results differ";

@@ -27,10 +27,25 @@ impl fmt::Display for InputSource {
     }
 }
 
-/// Finds what one item stands for, sorted by name. `folder`: what relative paths start from.
-pub(crate) fn find(item: &str, folder: &Path) -> Result<Vec<InputSource>, Objection> {
+/// What one item stands for.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Sorted by name.
+    pub(crate) sources: Vec<InputSource>,
+    /// What stands beside them and is not read, in one sentence.
+    pub(crate) left_out: Option<String>,
+}
+
+impl From<Vec<InputSource>> for Found {
+    fn from(sources: Vec<InputSource>) -> Self {
+        Self { sources, left_out: None }
+    }
+}
+
+/// Finds what one item stands for. `folder`: what relative paths start from.
+pub(crate) fn find(item: &str, folder: &Path) -> Result<Found, Objection> {
     if item == "-" {
-        return Ok(vec![InputSource::Stdin]);
+        return Ok(vec![InputSource::Stdin].into());
     }
     let path = clean(folder, item);
     // A name that exists is that file, even if it could be read as a pattern.
@@ -41,9 +56,10 @@ pub(crate) fn find(item: &str, folder: &Path) -> Result<Vec<InputSource>, Object
             if metadata.is_file() {
                 File::open(&path).map_err(|error| unusable(&path, &error))?;
             }
-            Ok(vec![InputSource::File(path)])
+            Ok(vec![InputSource::File(path)].into())
         }
-        Err(_) if item.contains(['*', '?', '[']) => matching(item, folder),
+        Err(_) if path.is_symlink() => Err(unfollowed(&path)),
+        Err(_) if item.contains(['*', '?', '[']) => matching(item, folder).map(Found::from),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_such_file(path, item, folder)),
         Err(error) => Err(unusable(&path, &error)),
     }
@@ -71,15 +87,26 @@ pub(crate) fn clean(folder: &Path, typed: impl AsRef<Path>) -> PathBuf {
     path
 }
 
-fn in_folder(folder: PathBuf) -> Result<Vec<InputSource>, Objection> {
+/// The files of a folder that have names of FASTA files; folders in it are not looked into.
+fn in_folder(folder: PathBuf) -> Result<Found, Objection> {
     let mut files = Vec::new();
+    let mut others = Vec::new();
     for entry in fs::read_dir(&folder).map_err(|error| unusable(&folder, &error))? {
         let path = entry.map_err(|error| unusable(&folder, &error))?.path();
-        // A link's target counts. Hidden files are not data: editors and file managers leave `._x.fasta`.
-        if path.file_name().is_some_and(|name| is_fasta_name(&name.to_string_lossy())) && path.is_file() {
-            files.push(path);
-            check_count(files.len(), &folder.to_string_lossy())?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Hidden files are not data: editors and file managers leave `._x.fasta`.
+        if name.starts_with('.') {
+            continue;
         }
+        // A link's target counts.
+        let is_folder = fs::metadata(&path).map(|metadata| metadata.is_dir());
+        match is_folder {
+            Ok(false) if is_fasta_name(&name) => files.push(path),
+            Err(_) if is_fasta_name(&name) => return Err(unfollowed(&path)),
+            Ok(true) => others.push(format!("{name}/")),
+            Ok(false) | Err(_) => others.push(name.into_owned()),
+        }
+        check_count(files.len(), &folder.to_string_lossy())?;
     }
     if files.is_empty() {
         return Err(Objection::new(Fault::NoFastaInFolder { path: folder }, "no FASTA file in it").help(
@@ -88,7 +115,30 @@ fn in_folder(folder: PathBuf) -> Result<Vec<InputSource>, Objection> {
         ));
     }
     files.sort();
-    Ok(files.into_iter().map(InputSource::File).collect())
+    Ok(Found {
+        sources: files.into_iter().map(InputSource::File).collect(),
+        left_out: left_out(&folder, others),
+    })
+}
+
+/// Says which of the names in a folder are left out, those first that look most like data.
+fn left_out(folder: &Path, mut names: Vec<String>) -> Option<String> {
+    const NAMES_TOLD_MAX: usize = 5;
+    if names.is_empty() {
+        return None;
+    }
+    let has_ending = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        FASTA_ENDINGS.iter().any(|ending| name.contains(ending))
+    };
+    names.sort_by_cached_key(|name| (!has_ending(name), name.clone()));
+    let told = names.iter().take(NAMES_TOLD_MAX).map(|name| format!("`{}`", name.escape_debug()));
+    let mut told = told.collect::<Vec<_>>().join(", ");
+    if names.len() > NAMES_TOLD_MAX {
+        told += &format!(" and {} more", names.len() - NAMES_TOLD_MAX);
+    }
+    let folder = folder.display();
+    Some(format!("not read in folder `{folder}`, for their names are not those of FASTA files: {told}"))
 }
 
 /// Ends a search that finds ever more.
@@ -132,6 +182,7 @@ fn matching(item: &str, folder: &Path) -> Result<Vec<InputSource>, Objection> {
     for path in paths {
         let path = path.map_err(|error| unusable(error.path(), error.error()))?;
         if !is_hidden_match(&path, item, folder) && !path.is_dir() {
+            fs::metadata(&path).map_err(|_| unfollowed(&path))?;
             files.insert(clean(folder, path));
             check_count(files.len(), item)?;
         }
@@ -193,6 +244,19 @@ fn no_such_file(path: PathBuf, item: &str, folder: &Path) -> Objection {
     Objection::new(Fault::NoSuchFile { path }, "no such file or folder").help(help)
 }
 
+/// For a path that is there and leads nowhere: a link to what is gone, or to what may not be looked at.
+fn unfollowed(path: &Path) -> Objection {
+    match (fs::metadata(path), fs::read_link(path)) {
+        (Err(error), Ok(target)) if error.kind() == io::ErrorKind::NotFound => {
+            let fault = Fault::DanglingLink { path: path.to_owned(), target };
+            Objection::new(fault, "a link that leads nowhere")
+                .help("bring back what it led to, or take the link away")
+        }
+        (Err(error), _) => unusable(path, &error),
+        (Ok(_), _) => unusable(path, &io::ErrorKind::NotFound.into()),
+    }
+}
+
 fn unusable(path: &Path, error: &io::Error) -> Objection {
     let reason = error.to_string().to_lowercase();
     Objection::new(Fault::Unusable { path: path.to_owned(), reason }, "cannot be read")
@@ -217,6 +281,7 @@ mod tests {
     fn found(item: &str, folder: &tempfile::TempDir) -> Vec<String> {
         find(item, folder.path())
             .unwrap()
+            .sources
             .into_iter()
             .map(|source| match source {
                 InputSource::Stdin => "-".to_owned(),
@@ -244,6 +309,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_out_of_a_folder_is_named() {
+        let folder = folder_of(&["d/a.fa", "d/._a.fasta", "d/b.txt", "d/deeper/z.fasta", "d/z.fasta.xz"]);
+        let left_out = || find("d", folder.path()).unwrap().left_out.unwrap();
+        assert!(
+            left_out().ends_with("not those of FASTA files: `z.fasta.xz`, `b.txt`, `deeper/`"),
+            "{}",
+            left_out()
+        );
+        for number in 0..10 {
+            fs::write(folder.path().join(format!("d/{number}.pep")), "").unwrap();
+        }
+        assert!(
+            left_out().ends_with(": `z.fasta.xz`, `0.pep`, `1.pep`, `2.pep`, `3.pep` and 8 more"),
+            "{}",
+            left_out()
+        );
+        assert!(left_out().contains(&folder.path().join("d").display().to_string()));
+        let folder = folder_of(&["d/a.fa", "d/.hidden"]);
+        assert_eq!(find("d", folder.path()).unwrap().left_out, None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_that_lead_nowhere_are_refused_however_they_are_named() {
+        let folder = folder_of(&["d/a.fa"]);
+        let link = folder.path().join("d/b.fasta");
+        std::os::unix::fs::symlink("gone.fasta", &link).unwrap();
+        for item in ["d", "d/*.fasta", "d/*", "d/b.fasta"] {
+            let objection = find(item, folder.path()).unwrap_err();
+            let target = PathBuf::from("gone.fasta");
+            assert_eq!(objection.fault, Fault::DanglingLink { path: link.clone(), target }, "{item}");
+            assert!(!objection.help.unwrap().contains("did you mean"));
+        }
+        assert_eq!(found("d/*.fa", &folder), ["d/a.fa"]);
+        // One under another name is left out of the folder like other files.
+        fs::rename(&link, folder.path().join("d/notes")).unwrap();
+        assert!(find("d", folder.path()).unwrap().left_out.unwrap().ends_with("`notes`"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_among_the_files_is_no_reason_to_leave_it_out() {
+        let folder = folder_of(&["d/a.fa"]);
+        let made = std::process::Command::new("mkfifo").arg(folder.path().join("d/b.fasta")).status();
+        assert!(made.unwrap().success());
+        // Whoever reads the input refuses it.
+        assert_eq!(found("d", &folder), ["d/a.fa", "d/b.fasta"]);
+    }
+
+    #[test]
     fn folders_without_fasta_are_refused() {
         let folder = folder_of(&["d/notes.txt"]);
         let fault = find("d", folder.path()).unwrap_err().fault;
@@ -266,8 +381,11 @@ mod tests {
     fn brackets_in_names_and_in_folders_above_are_literal() {
         let folder = folder_of(&["run[1]/x[2].fasta", "run[1]/y.fasta", "run1/z.fasta"]);
         let inside = folder.path().join("run[1]");
-        assert_eq!(find("x[2].fasta", &inside).unwrap(), [InputSource::File(inside.join("x[2].fasta"))]);
-        assert_eq!(find("?.fasta", &inside).unwrap(), [InputSource::File(inside.join("y.fasta"))]);
+        assert_eq!(
+            find("x[2].fasta", &inside).unwrap().sources,
+            [InputSource::File(inside.join("x[2].fasta"))]
+        );
+        assert_eq!(find("?.fasta", &inside).unwrap().sources, [InputSource::File(inside.join("y.fasta"))]);
     }
 
     #[test]
@@ -287,7 +405,7 @@ mod tests {
 
     #[test]
     fn standard_input_is_a_dash() {
-        assert_eq!(find("-", Path::new("/")).unwrap(), [InputSource::Stdin]);
+        assert_eq!(find("-", Path::new("/")).unwrap().sources, [InputSource::Stdin]);
     }
 
     #[cfg(unix)]

@@ -28,6 +28,9 @@ pub struct Job {
     pub restart: Restart,
     /// What to tell the operator.
     pub telemetry: Telemetry,
+    /// What the operator should know of what the job file stands for, one sentence each.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 /// What to read.

@@ -85,7 +85,7 @@ pub fn from_text(
 
 impl Job {
     /// Writes the job out as a job file in which every key is typed. Read again, it gives the same job but for
-    /// the name of its file.
+    /// the name of its file and the notes.
     ///
     /// # Errors
     /// None for a job that was loaded: the type is that of the TOML writer.

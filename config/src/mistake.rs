@@ -294,6 +294,14 @@ pub enum Fault {
         /// Absolute.
         path: PathBuf,
     },
+    /// A link to something that is not there.
+    #[error("`{}` is a link to `{}`, which is not there", path.display(), target.display())]
+    DanglingLink {
+        /// Absolute.
+        path: PathBuf,
+        /// As the link has it.
+        target: PathBuf,
+    },
     /// A folder that is not there.
     #[error("no such folder `{}`", path.display())]
     NoSuchFolder {

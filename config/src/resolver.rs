@@ -28,7 +28,7 @@ pub(crate) fn resolve(
     document: &Document,
     around: &Surroundings,
 ) -> Result<Job, Vec<Mistake>> {
-    let mut resolver = Resolver { typed, document, around, mistakes: Vec::new() };
+    let mut resolver = Resolver { typed, document, around, notes: Vec::new(), mistakes: Vec::new() };
     // Each part is looked at before any is given up, so that all mistakes are reported at once.
     let input = resolver.input();
     let model = resolver.model();
@@ -46,9 +46,17 @@ pub(crate) fn resolve(
             Some(devices),
             Some(restart),
             Some(telemetry),
-        ) if resolver.mistakes.is_empty() => {
-            Ok(Job { file, input, model, packing, output, devices, restart, telemetry })
-        }
+        ) if resolver.mistakes.is_empty() => Ok(Job {
+            file,
+            input,
+            model,
+            packing,
+            output,
+            devices,
+            restart,
+            telemetry,
+            notes: resolver.notes,
+        }),
         _ => Err(resolver.mistakes),
     }
 }
@@ -58,6 +66,7 @@ struct Resolver<'j> {
     typed: &'j JobFile,
     document: &'j Document,
     around: &'j Surroundings,
+    notes: Vec<String>,
     mistakes: Vec<Mistake>,
 }
 
@@ -105,7 +114,8 @@ impl Resolver<'_> {
             let place = self.document.item_place(KEY, index);
             let Some(expanded) = self.path_text(KEY, item, &place) else { continue };
             let sources = inputs::find(&expanded, &self.document.source(&place).folder);
-            let Some(sources) = self.note(&place, sources) else { continue };
+            let Some(inputs::Found { sources, left_out }) = self.note(&place, sources) else { continue };
+            self.notes.extend(left_out);
             for source in sources {
                 let identity = match &source {
                     InputSource::Stdin => PathBuf::from("-"),

@@ -121,7 +121,9 @@ fn valid_job_files_make_the_expected_jobs() {
 #[test]
 fn written_jobs_read_back_the_same() {
     for fixture in fixtures("tests/valid") {
-        let job = load(&fixture).unwrap();
+        let mut job = load(&fixture).unwrap();
+        // What a folder holds beside its files is told of the folder, not of the files that stand for it.
+        job.notes.clear();
         let again = from_text(&job.to_toml().unwrap(), &job.file, &[], &Surroundings::default()).unwrap();
         assert_eq!(again, job, "{}", fixture.display());
     }

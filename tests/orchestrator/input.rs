@@ -257,6 +257,33 @@ fn several_files_and_a_folder_are_read_in_order() {
 }
 
 #[test]
+fn what_is_left_out_of_a_folder_is_told() {
+    let job = JobFolder::new("").set("input.fasta", "folder");
+    job.write("folder/a.fasta", ">a\nMK\n");
+    job.write("folder/e.FAA.GZ", gzip(b">e\nMKV\n"));
+    for name in ["b.fasta.xz", "c.fasta.bz2", "d.pep", "h/f7.fa"] {
+        job.write(&format!("folder/{name}"), "");
+    }
+    let left_out = "not those of FASTA files: `b.fasta.xz`, `c.fasta.bz2`, `d.pep`, `h/`";
+    job.run_into("results").expect(0).says(["WARN not read in folder", left_out, "files=2"]);
+    run(&mut job.command("plan")).expect(0).says(["warning: not read in folder", left_out]);
+
+    let pipe = job.at("folder/i.fasta");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    job.run_into("pipe").expect(2).says(["folder/i.fasta", "is not a regular file"]);
+    fs::remove_file(pipe).unwrap();
+    std::os::unix::fs::symlink("gone.fasta", job.at("folder/g.fasta")).unwrap();
+    for item in ["folder", "folder/*.fasta", "folder/g.fasta"] {
+        let mut command = job.command_into("link");
+        let refused = run(command.arg("--set").arg(format!("input.fasta={item}"))).expect(2);
+        // Lines are wrapped to the width of a terminal.
+        let told = refused.stderr.replace("\n  │ ", "").replace(['\n', ' '], "");
+        assert!(told.contains("g.fasta`isalinkto`gone.fasta`,whichisnotthere"), "{}", refused.stderr);
+        assert!(!refused.stderr.contains("did you mean"), "{}", refused.stderr);
+    }
+}
+
+#[test]
 fn standard_input_is_read_from_a_pipe_and_kept_for_resuming() {
     let text = fasta(54, 300, 20..200);
     let plain = JobFolder::new(&text).done_into("results");
