@@ -28,9 +28,12 @@ impl LockedFolder {
         let folder = ResultFolder(directory.to_owned());
         let ours = folder.state().is_dir() || folder.manifest().is_file();
         let names = [folder.failed(), folder.log()].into_iter().chain(about_the_run(&folder));
+        let names = names.chain(foreign_tables(&folder));
         if let Some(foreign) = names.into_iter().find(|path| !ours && path.exists()) {
             let text = format!("`{}` exists and is not of an earlier run", foreign.display());
-            return Err(Failure::new(Exit::Usage, text).hint("choose another output.directory"));
+            return Err(
+                Failure::new(Exit::Usage, text).hint("choose another output.directory, or move it away")
+            );
         }
         for path in [folder.log(), folder.lock()] {
             // Opened for writing, a pipe would make this run wait for ever.
@@ -199,6 +202,14 @@ fn about_the_run(folder: &ResultFolder) -> [PathBuf; 3] {
     [crate::recorder::path(folder), crate::report::page_path(folder), crate::report::json_path(folder)]
 }
 
+/// Tables beside the parts that are none of ours: `verify` never passes with them.
+pub(crate) fn foreign_tables(folder: &ResultFolder) -> Vec<PathBuf> {
+    let mut paths = list(&folder.embeddings()).unwrap_or_default();
+    paths.retain(|path| !is_part(path) && path.to_string_lossy().ends_with(".parquet"));
+    paths.sort();
+    paths
+}
+
 /// Warns of files beside the parts, which are left alone: who reads the folder as one table reads them too.
 pub(crate) fn warn_of_foreign_files(folder: &ResultFolder) {
     let Ok(paths) = list(&folder.embeddings()) else { return };
@@ -213,7 +224,7 @@ pub(crate) fn warn_of_foreign_files(folder: &ResultFolder) {
 }
 
 /// Whether this is a part, whole or under its temporary name.
-fn is_part(path: &Path) -> bool {
+pub(crate) fn is_part(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_prefix('.').unwrap_or(&name);
     let name = name.strip_suffix(".tmp").unwrap_or(name);

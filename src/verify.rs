@@ -45,7 +45,13 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
         problems.push(format!("records {next} to {} are missing", manifest.counts.records.saturating_sub(1)));
     }
     problems.extend(check_failed_list(&folder, &manifest));
-    problems.extend(foreign_parts(&folder, &manifest));
+    problems.extend(uncommitted_parts(&folder, &manifest));
+    let is_for_run = !problems.is_empty();
+    let foreign = result_folder::foreign_tables(&folder);
+    problems.extend(foreign.iter().map(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        format!("`embeddings/{name}` is not part of this result")
+    }));
 
     let verdict = if problems.is_empty() { "complete" } else { "incomplete" };
     let mut text: String = problems.iter().map(|problem| format!("problem: {problem}\n")).collect();
@@ -60,9 +66,17 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
     if problems.is_empty() {
         return Ok(Exit::Done);
     }
-    crate::stderr::say(format_args!(
-        "hint: the `run` command that made it computes what is missing or damaged"
-    ));
+    if is_for_run {
+        crate::stderr::say(format_args!(
+            "hint: the `run` command that made it computes what is missing or damaged"
+        ));
+    }
+    if let Some(path) = foreign.first() {
+        let path = path.display();
+        crate::stderr::say(format_args!(
+            "hint: `run` leaves alone what it did not write: move `{path}` away"
+        ));
+    }
     Ok(Exit::Incomplete)
 }
 
@@ -130,12 +144,16 @@ fn check_failed_list(folder: &ResultFolder, manifest: &Manifest) -> Option<Strin
     Some(format!("`{}`: line {line} is not that of its segment's list in `.state`", path.display()))
 }
 
-fn foreign_parts(folder: &ResultFolder, manifest: &Manifest) -> Vec<String> {
+/// Parts that the manifest does not name; `run` deletes them.
+fn uncommitted_parts(folder: &ResultFolder, manifest: &Manifest) -> Vec<String> {
     let known: BTreeSet<&str> = manifest.segments.values().map(|entry| entry.part.as_str()).collect();
     let Ok(entries) = std::fs::read_dir(folder.embeddings()) else { return Vec::new() };
-    let names = entries.flatten().map(|entry| format!("embeddings/{}", entry.file_name().to_string_lossy()));
-    names
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter(|entry| result_folder::is_part(&entry.path()))
+        .map(|entry| format!("embeddings/{}", entry.file_name().to_string_lossy()))
         .filter(|name| name.ends_with(".parquet") && !known.contains(name.as_str()))
-        .map(|name| format!("`{name}` is not part of this result"))
-        .collect()
+        .collect();
+    names.sort();
+    names.into_iter().map(|name| format!("`{name}` is not part of this result")).collect()
 }

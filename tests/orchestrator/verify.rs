@@ -73,6 +73,9 @@ fn a_foreign_part_is_told() {
     )
     .unwrap();
     incomplete(&job, "`embeddings/part-00009.parquet` is not part of this result");
+    verify(&job).says(["hint: the `run` command"]);
+    job.run_into("results").expect(0).says(["nothing to do"]);
+    verify(&job).expect(0);
 }
 
 #[test]
@@ -92,6 +95,29 @@ fn a_file_that_is_no_part_is_warned_of_and_kept() {
         assert!(foreign.exists());
     }
     incomplete(&job, "`embeddings/foo.parquet` is not part of this result");
+    let told = verify(&job)
+        .says(["hint: `run` leaves alone what it did not write: move `results/embeddings/foo.parquet` away"]);
+    assert!(!told.stderr.contains("computes what is missing"), "{}", told.stderr);
+    fs::remove_file(foreign).unwrap();
+    verify(&job).expect(0);
+}
+
+#[test]
+fn a_table_that_was_there_before_is_refused_at_the_start() {
+    let job = job();
+    let foreign = job.write("results/embeddings/mine.parquet", "x");
+    for fresh in [false, true] {
+        let mut command = job.command_into("results");
+        if fresh {
+            command.arg("--fresh");
+        }
+        let refused = run(&mut command).expect(2);
+        refused.says(["embeddings/mine.parquet` exists and is not of an earlier run", "or move it away"]);
+    }
+    assert_eq!(fs::read_dir(job.at("results")).unwrap().count(), 1, "nothing is made");
+    fs::remove_file(foreign).unwrap();
+    job.run_into("results").expect(0);
+    verify(&job).expect(0);
 }
 
 #[test]
