@@ -9,11 +9,12 @@ use crate::cli::ExportArguments;
 use crate::export::ExportError;
 use crate::failure::{Exit, Failure};
 use crate::progress::grouped;
-use crate::verify::read_manifest;
+use crate::verify::{read_manifest, refuse_unfinished};
 
 pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
     let folder = ResultFolder(crate::attach::meant(&arguments.folder)?);
     let manifest = read_manifest(&folder)?;
+    refuse_unfinished(&folder, &manifest)?;
     if manifest.status != RunStatus::Done {
         let text = format!("`{}` is not complete", folder.0.display());
         return Err(Failure::new(Exit::Incomplete, text).hint("finish it with `run` first"));

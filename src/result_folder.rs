@@ -9,7 +9,7 @@ use actors::files;
 use actors::identity::SegmentId;
 use actors::manifest::{Manifest, ManifestError, ResultFolder, RunStatus};
 
-pub(crate) use self::lock::{Holder, LastWord, give_lock_back, last_word, owner, owner_lives, utc};
+pub(crate) use self::lock::{Holder, LastWord, at_work, give_lock_back, last_word, owner, owner_lives, utc};
 use self::lock::{Lock, LockError};
 use crate::failure::{Exit, Failure};
 

@@ -14,6 +14,7 @@ use crate::{attach, result_folder};
 pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
     let folder = ResultFolder(crate::attach::meant(&arguments.folder)?);
     let manifest = read_manifest(&folder)?;
+    refuse_unfinished(&folder, &manifest)?;
     let mut problems = Vec::new();
     match manifest.status {
         RunStatus::Done => {}
@@ -66,6 +67,11 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
     if problems.is_empty() {
         return Ok(Exit::Done);
     }
+    if let Some(owner) = result_folder::at_work(&folder) {
+        // It has begun meanwhile: what it is about to mend or to replace is no problem.
+        crate::stderr::say(format_args!("hint: a run has begun in it ({owner}): {WAIT}"));
+        return Ok(Exit::Incomplete);
+    }
     if is_for_run {
         crate::stderr::say(format_args!(
             "hint: the `run` command that made it computes what is missing or damaged"
@@ -80,6 +86,22 @@ pub(crate) fn verify(arguments: &VerifyArguments) -> Result<Exit, Failure> {
     Ok(Exit::Incomplete)
 }
 
+/// What to do about a result that a run is at work on.
+const WAIT: &str = "wait for its end; `virnucpro-orch status` tells how far it is";
+
+/// Refuses a result that a run is at work on.
+///
+/// # Errors
+/// Who that is; exit code 4.
+pub(crate) fn refuse_unfinished(folder: &ResultFolder, manifest: &Manifest) -> Result<(), Failure> {
+    // One that is done may still write its report.
+    let owner = if manifest.status == RunStatus::Done { None } else { result_folder::at_work(folder) };
+    owner.map_or(Ok(()), |owner| {
+        let text = format!("`{}` is being computed ({owner})", folder.0.display());
+        Err(Failure::new(Exit::Incomplete, text).hint(WAIT))
+    })
+}
+
 /// The manifest of a result folder that must have one.
 pub(crate) fn read_manifest(folder: &ResultFolder) -> Result<Manifest, Failure> {
     match result_folder::recorded(folder) {
@@ -88,6 +110,10 @@ pub(crate) fn read_manifest(folder: &ResultFolder) -> Result<Manifest, Failure> 
         // Whoever has locked it has begun something.
         Ok(None) if folder.lock().exists() => {
             let shown = folder.0.display();
+            if let Some(owner) = result_folder::at_work(folder) {
+                let text = format!("`{shown}` holds no result yet: its run is being prepared ({owner})");
+                return Err(Failure::new(Exit::Usage, text).hint(WAIT));
+            }
             let text = format!("`{shown}` holds no result yet: nothing is computed, there is no run.json");
             Err(Failure::new(Exit::Usage, text).hint(format!(
                 "the `run` command of its job computes it; virnucpro-orch status {shown} tells whether it does"

@@ -334,10 +334,26 @@ pub(crate) fn owner_lives(folder: &ResultFolder) -> Option<bool> {
     if record.is_empty() || LastWord::in_record(&record).is_some() {
         return Some(false);
     }
-    let owner: Owner = serde_json::from_slice(&record).ok()?;
+    runs_here(&serde_json::from_slice(&record).ok()?)
+}
+
+/// Whether an owner runs on this machine; `None` where that cannot be told from here.
+fn runs_here(owner: &Owner) -> Option<bool> {
     let here = Owner::this(false);
     let in_sight = owner.shares_machine_with(&here) && owner.pid_namespace == here.pid_namespace;
     in_sight.then(|| lives(owner.pid, owner.start_ticks))?
+}
+
+/// Who is at work in a folder, in words, as its lock tells who only looks: one elsewhere by its latest sign of life.
+pub(crate) fn at_work(folder: &ResultFolder) -> Option<String> {
+    let file = files::open_regular(&folder.lock()).ok()?;
+    let owner: Owner = serde_json::from_slice(&read_record(&file).ok()?).ok()?;
+    let works = runs_here(&owner).unwrap_or_else(|| {
+        let written = file.metadata().and_then(|metadata| metadata.modified());
+        // A stamp from the future is one of this moment.
+        written.is_ok_and(|written| written.elapsed().unwrap_or_default() < DEAD_AFTER)
+    });
+    works.then(|| owner.described())
 }
 
 /// An empty file has no owner, nor has one with a last word; one that cannot be emptied names a process that is about to

@@ -1,9 +1,13 @@
 //! `verify`: 0 when the result is whole, 4 when it is not, and what is wrong with it.
 
 use std::fs;
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
 
 use crate::job::JobFolder;
-use crate::process::{Finished, program, run};
+use crate::outcome::segments_committed;
+use crate::process::{Finished, Running, program, run};
 use crate::proteins::fasta;
 
 fn verify(job: &JobFolder) -> Finished {
@@ -158,6 +162,53 @@ fn an_unfinished_result_is_incomplete() {
     let job = job().set("restart.restarts_per_device_max", 0).simulating("fault=exit@batch:6");
     job.run_into("results").expect(75);
     incomplete(&job, "the run is not done, its status is stopped: all devices were lost");
+}
+
+#[test]
+fn a_job_that_runs_is_told_as_that_and_not_verified_or_exported() {
+    let commands: [&[&str]; 2] = [&["verify", "results"], &["export", "results", "--to", "npy"]];
+    let job = job().simulating("latency_us_per_batch=30000");
+    let ask = |command: &[&str]| run(program(command).current_dir(job.path()));
+    let results = job.at("results");
+    // Before there is a run.json.
+    let mut command = job.command_into("results");
+    let mut preparing = Running::start_stdin_open(command.args(["--set", "input.fasta=-"]));
+    preparing.wait_until("the lock", |_| {
+        !fs::read_to_string(results.join(".state/lock")).unwrap_or_default().is_empty()
+    });
+    let process = format!("process {} on host `", preparing.id());
+    for command in commands {
+        ask(command).expect(2).says(["is being prepared", &process, "hint: wait for its end"]);
+    }
+    preparing.kill();
+    for command in commands {
+        let told = ask(command).expect(2).says(["holds no result yet", "the `run` command of its job"]);
+        assert!(!told.stderr.contains("process"), "{}", told.stderr);
+    }
+
+    let mut running = job.start_into("results");
+    running.wait_until("a segment is committed", |_| segments_committed(&results) > 0);
+    let process = format!("process {} on host `", running.id());
+    for command in commands {
+        ask(command).expect(4).says(["is being computed", &process, "hint: wait for its end"]);
+    }
+    running.kill();
+    incomplete(&job, "the run is not done, its status is running");
+    // On another machine, and by its signs of life.
+    let owner = json!({
+        "host": "node17", "boot_id": "0f0f0f0f-0000-4000-8000-000000000000", "pid_namespace": "pid:[4026531836]",
+        "pid": 4711, "start_ticks": 1234, "started_unix_s": 951_868_800, "version": "0.1.0", "locked": true,
+    });
+    let lock = results.join(".state/lock");
+    fs::write(&lock, owner.to_string()).unwrap();
+    for command in commands {
+        ask(command).expect(4).says(["is being computed", "process 4711 on host `node17`"]);
+    }
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    fs::File::options().write(true).open(&lock).unwrap().set_modified(long_ago).unwrap();
+    incomplete(&job, "the run is not done, its status is running");
+    job.run_into("results").expect(0);
+    verify(&job).expect(0);
 }
 
 #[test]
