@@ -1,6 +1,7 @@
 //! The command `export`: a complete result in another tool's format.
 
 use std::error::Error;
+use std::path::PathBuf;
 
 use actors::manifest::{ResultFolder, RunStatus};
 use actors::part::PartError;
@@ -27,7 +28,7 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
         entry.check_size(&folder).map_err(|fault| incomplete(&fault))?;
     }
     let parts: Vec<_> = manifest.segments.values().map(|entry| folder.0.join(&entry.part)).collect();
-    let output = arguments.output.clone().unwrap_or_else(|| folder.0.join("export"));
+    let output = arguments.output.clone().unwrap_or_else(|| default_folder(&folder));
     let summary =
         crate::export::export(&parts, arguments.to, &output, arguments.force, &manifest.model.source)
             .map_err(|error| match &error {
@@ -49,4 +50,9 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
         crate::stdout::print(&format!("{}\n", file.display()))?;
     }
     Ok(Exit::Done)
+}
+
+/// Where an export goes unless told otherwise.
+pub(crate) fn default_folder(folder: &ResultFolder) -> PathBuf {
+    folder.0.join("export")
 }

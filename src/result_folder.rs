@@ -91,6 +91,13 @@ impl LockedFolder {
                 remove(&path)?;
             }
         }
+        let exports = crate::export_command::default_folder(&self.folder);
+        if fs::read_dir(&exports).is_ok_and(|mut entries| entries.next().is_some()) {
+            tracing::warn!(
+                folder = %exports.display(),
+                "what was exported of the earlier result stays: export again with --force, or delete it"
+            );
+        }
         Ok(())
     }
 

@@ -109,6 +109,18 @@ fn an_export_is_overwritten_only_if_asked() {
 }
 
 #[test]
+fn a_fresh_start_says_that_exports_of_the_earlier_result_stay() {
+    let job = job();
+    let message = "what was exported of the earlier result stays";
+    let fresh = || run(job.command_into("results").arg("--fresh")).expect(0);
+    job.done_into("results");
+    assert!(!fresh().stderr.contains(message));
+    export(&job, "tsv", &[]).expect(0);
+    fresh().says([message, "results/export"]);
+    assert!(job.at("results/export/embeddings.tsv").exists());
+}
+
+#[test]
 fn exports_into_one_folder_do_not_mix() {
     let job = job();
     job.done_into("results");
