@@ -105,8 +105,8 @@ impl Resolver<'_> {
         }
         let mistakes_before = self.mistakes.len();
         let mut found = Vec::new();
-        // The file itself, whatever its name, and the item that listed it first.
-        let mut listed: HashMap<PathBuf, String> = HashMap::new();
+        // The file itself, whatever its name: the name under which it was found first, and the number of that item.
+        let mut listed: HashMap<PathBuf, (InputSource, usize)> = HashMap::new();
         for (index, item) in items.iter().enumerate() {
             if self.mistakes.len() == limits::MISTAKES_MAX {
                 return None;
@@ -124,20 +124,28 @@ impl Resolver<'_> {
                         path.canonicalize().unwrap_or_else(|_| path.clone())
                     }
                 };
-                if let Some(first) = listed.get(&identity) {
+                if let Some((first, of_item)) = listed.get(&identity) {
                     let what = match &source {
                         InputSource::Stdin => "standard input".to_owned(),
                         InputSource::File(path) => format!("file `{}`", path.display()),
                     };
                     let fault = Fault::Twice { key: KEY.to_owned(), what };
-                    self.object(
-                        &place,
-                        Objection::new(fault, "again here")
-                            .help(format!("`{first}` already stands for it: keep one of the two")),
-                    );
+                    let help = if *of_item == index {
+                        format!(
+                            "`{first}` is the same file, one of them a link: take the link away, or name the files"
+                        )
+                    } else if *first == source {
+                        format!("`{}` already stands for it: keep one of the two", items[*of_item])
+                    } else {
+                        format!(
+                            "`{}` already stands for it, as `{first}`: keep one of the two",
+                            items[*of_item]
+                        )
+                    };
+                    self.object(&place, Objection::new(fault, "again here").help(help));
                     break;
                 }
-                listed.insert(identity, item.clone());
+                listed.insert(identity, (source.clone(), index));
                 found.push(source);
             }
             if found.len() > limits::INPUT_FILES_MAX {

@@ -257,6 +257,32 @@ fn several_files_and_a_folder_are_read_in_order() {
 }
 
 #[test]
+fn a_file_and_a_link_to_it_are_both_named() {
+    let job = JobFolder::new("");
+    job.write("d/f0.fasta", ">a\nMK\n");
+    std::os::unix::fs::symlink("f0.fasta", job.at("d/link.fasta")).unwrap();
+    let refused = |items: &str| {
+        let mut command = job.command("plan");
+        let refused = run(command.arg("--set").arg(format!("input.fasta={items}"))).expect(2);
+        // Lines are wrapped to the width of a terminal.
+        refused.stderr.replace("│", "").split_whitespace().collect::<String>()
+    };
+    for items in [r#"["d"]"#, r#"["d/*"]"#] {
+        let told = refused(items);
+        assert!(told.contains("d/link.fasta`islistedtwice"), "{told}");
+        assert!(told.contains("d/f0.fasta`isthesamefile"), "{told}");
+        assert!(!told.contains("keeponeofthetwo"), "{told}");
+    }
+    let told = refused(r#"["d/f0.fasta", "d/link.fasta"]"#);
+    assert!(
+        told.contains("`d/f0.fasta`alreadystandsforit,as`") && told.contains("keeponeofthetwo"),
+        "{told}"
+    );
+    let told = refused(r#"["d/f0.fasta", "d/./f0.fasta"]"#);
+    assert!(told.contains("`d/f0.fasta`alreadystandsforit:keeponeofthetwo"), "{told}");
+}
+
+#[test]
 fn what_is_left_out_of_a_folder_is_told() {
     let job = JobFolder::new("").set("input.fasta", "folder");
     job.write("folder/a.fasta", ">a\nMK\n");
