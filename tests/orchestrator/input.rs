@@ -214,6 +214,15 @@ fn what_is_not_fasta_is_refused() {
     for (content, message) in cases {
         JobFolder::new(content).run_into("results").expect(5).says([message, "hint: "]);
     }
+    let twice = gzip(&gzip(b">a\nMK\n"));
+    JobFolder::new(twice).run_into("results").expect(5).says(["holds gzip data where FASTA", "hint: "]);
+    let job = JobFolder::new("");
+    let packed = std::process::Command::new("tar")
+        .args(["-czf", "proteins.fasta", "job.toml"])
+        .current_dir(job.path())
+        .status();
+    assert!(packed.unwrap().success());
+    job.run_into("results").expect(5).says(["holds tar data where FASTA", "hint: unpack it with tar -xf"]);
 }
 
 #[test]

@@ -112,6 +112,14 @@ pub enum InputError {
         /// What it is.
         format: &'static str,
     },
+    /// Something packed where text should be: an archive, or packed data within packed data.
+    #[error("input `{file}` holds {format} data where FASTA text should be")]
+    StillPacked {
+        /// The input as named in the job.
+        file: String,
+        /// What it is.
+        format: &'static str,
+    },
     /// The input is no longer what the survey read.
     #[error("input `{file}` has changed while the run was going on")]
     Changed {
@@ -285,6 +293,7 @@ impl InputError {
             | InputError::TrailingBytes { .. }
             | InputError::BehindPadding { .. }
             | InputError::UnsupportedCompression { .. }
+            | InputError::StillPacked { .. }
             | InputError::Changed { .. }
             | InputError::Utf16 { .. }
             | InputError::Fastq { .. }
@@ -330,6 +339,12 @@ impl InputError {
             InputError::UnsupportedCompression { format, .. } => {
                 format!("unpack the {format} data first, or pack it with gzip or zstd")
             }
+            InputError::StillPacked { format: TAR, .. } => {
+                "unpack it with tar -xf, and give the files in it".to_owned()
+            }
+            InputError::StillPacked { .. } => {
+                "was it packed twice? Unpack it until it is text; gzip or zstd may then pack it, once".to_owned()
+            }
             InputError::Changed { .. } => {
                 "let nothing write to the input during a run; what this session made of it is not kept".to_owned()
             }
@@ -365,6 +380,9 @@ impl InputError {
         Some(hint)
     }
 }
+
+/// The name of the archives of `tar`.
+pub(super) const TAR: &str = "tar";
 
 /// The command that checks a compressed file.
 fn tester(format: &str) -> &'static str {

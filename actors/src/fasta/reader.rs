@@ -7,7 +7,7 @@
 use memchr::{memchr, memchr_iter};
 
 use super::error::{InputError, printable};
-use super::source::{FileDigest, SourceReader};
+use super::source::{FileDigest, SourceReader, still_packed};
 
 /// One record as it stands in the file.
 #[derive(Debug, PartialEq, Eq)]
@@ -179,6 +179,9 @@ impl RecordReader {
     /// Skips byte order mark, blank lines and `;` lines, and checks that a header follows.
     fn read_preamble(&mut self) -> Result<(), InputError> {
         self.fill()?;
+        if let Some(format) = still_packed(&self.buffer[..self.filled]) {
+            return Err(InputError::StillPacked { file: self.label().to_owned(), format });
+        }
         self.check_line_ends()?;
         match &self.buffer[..self.filled] {
             [0xef, 0xbb, 0xbf, ..] => self.start = 3,
@@ -419,6 +422,37 @@ mod tests {
             assert!(error.is_bad_input());
             assert!(error.hint().is_some());
         }
+    }
+
+    #[test]
+    fn what_is_still_packed_is_named() {
+        let mut tar = vec![0; 1024];
+        tar[..10].copy_from_slice(b"some.fasta");
+        tar[257..265].copy_from_slice(b"ustar  \0");
+        tar[512..518].copy_from_slice(b">a\nMK\n");
+        let gzip = |content: &[u8]| {
+            use std::io::Write;
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        };
+        let zstd = zstd::stream::encode_all(&b">a\nMK\n"[..], 3).unwrap();
+        for (content, format, hint) in [
+            (tar.clone(), "tar", "tar -xf"),
+            (gzip(&tar), "tar", "tar -xf"),
+            (gzip(&gzip(b">a\nMK\n")), "gzip", "packed twice"),
+            (gzip(&zstd), "zstd", "packed twice"),
+            (gzip(b"BZh91AY&SY"), "bzip2", "packed twice"),
+        ] {
+            let error = error(&content);
+            assert_eq!(
+                error.to_string(),
+                format!("input `in.fasta` holds {format} data where FASTA text should be")
+            );
+            assert!(error.is_bad_input() && error.hint().unwrap().contains(hint), "{:?}", error.hint());
+        }
+        let letters = [b">a\n", vec![b'A'; 254].as_slice(), b"ustar\n"].concat();
+        assert_eq!(records(&letters).len(), 1);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use flate2::bufread::GzDecoder;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::error::InputError;
+use super::error::{InputError, TAR};
 
 /// What tells, without reading it, whether a file is still the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -355,6 +355,20 @@ fn recognise(magic: &[u8]) -> Format {
         // A skippable frame: some tools open a zstd file with one.
         [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Format::Zstd,
         _ => Format::Plain,
+    }
+}
+
+/// What packed data begins with these unpacked bytes: the input was packed twice, or is an archive.
+pub(super) fn still_packed(unpacked: &[u8]) -> Option<&'static str> {
+    // POSIX.1-1988, section 10.1.1: a mark in the header of the first file, behind its name and numbers.
+    const TAR_MARK_AT: usize = 257;
+    let is_tar = |(header, mark): (&[u8], &[u8])| header.contains(&0) && mark.starts_with(b"ustar");
+    match recognise(unpacked) {
+        Format::Gzip => Some("gzip"),
+        Format::Zstd => Some("zstd"),
+        // Residues may spell anything, but there is no zero among them.
+        Format::Plain if unpacked.split_at_checked(TAR_MARK_AT).is_some_and(is_tar) => Some(TAR),
+        Format::Plain => refused_format(unpacked),
     }
 }
 
