@@ -42,17 +42,21 @@ pub(super) struct RecordReader {
 /// Bytes asked of the source at a time: a few hundred proteins, so that moving the cut record is rare.
 const READ_BYTES: usize = 256 << 10;
 
+/// Largest buffer that is kept from one input to the next, bytes: a few reads.
+const BUFFER_KEPT_BYTES_MAX: usize = 4 * READ_BYTES;
+
 /// Longest header line with its `>`, bytes. One that lists every database entry of a sequence, as in NCBI's nr,
 /// takes megabytes; more is a file without line ends, of which `max_record_bytes` alone would take gigabytes.
 const HEADER_BYTES_MAX: usize = 16 << 20;
 
 impl RecordReader {
-    /// Reads from `source`; a record of more than `record_bytes_max` bytes is an error.
-    pub(super) fn new(source: SourceReader, record_bytes_max: u64) -> RecordReader {
+    /// Reads from `source` into `buffer`, whose content and size do not matter; a record of more than
+    /// `record_bytes_max` bytes is an error.
+    pub(super) fn new(source: SourceReader, record_bytes_max: u64, buffer: Vec<u8>) -> RecordReader {
         RecordReader {
             source,
             record_bytes_max,
-            buffer: Vec::new(),
+            buffer,
             start: 0,
             searched: 0,
             filled: 0,
@@ -61,6 +65,12 @@ impl RecordReader {
             ended: false,
             failure: None,
         }
+    }
+
+    /// Its buffer for the next input, since filling a new one costs more than reading a small file. One that a large
+    /// record needed is given up.
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        if self.buffer.len() <= BUFFER_KEPT_BYTES_MAX { self.buffer } else { Vec::new() }
     }
 
     /// The name in messages.
@@ -334,7 +344,7 @@ mod tests {
     fn reader(content: &[u8], piece_max: usize, record_bytes_max: u64) -> RecordReader {
         let dripping = Dripping { content: content.to_vec(), at: 0, piece_max, fails_at_end: false };
         let source = SourceReader::new("in.fasta".to_owned(), Box::new(dripping)).unwrap();
-        RecordReader::new(source, record_bytes_max)
+        RecordReader::new(source, record_bytes_max, Vec::new())
     }
 
     fn read_all(mut reader: RecordReader) -> (Vec<Owned>, Option<InputError>) {
@@ -496,7 +506,7 @@ mod tests {
         for in_header in [false, true] {
             let endless = Endless { left: 200_000_000, in_header, begun: false };
             let source = SourceReader::new("in.fasta".to_owned(), Box::new(endless)).unwrap();
-            let mut reader = RecordReader::new(source, 1 << 20);
+            let mut reader = RecordReader::new(source, 1 << 20, Vec::new());
             let error = reader.next().unwrap_err();
             assert_eq!(error.to_string(), "in.fasta:1: record `big` is larger than 1048576 bytes");
             assert!(reader.bytes_read() <= (1 << 20) + 2 * READ_BYTES as u64);
@@ -551,6 +561,26 @@ mod tests {
     }
 
     #[test]
+    fn a_used_buffer_serves_the_next_input_and_a_large_one_is_given_up() {
+        for (residues, kept) in [(10, true), (READ_BYTES, true), (8 * READ_BYTES, false)] {
+            let first = [b">first\n", b"W".repeat(residues).as_slice()].concat();
+            let mut reader = reader(&first, usize::MAX, 1 << 30);
+            while reader.next().unwrap().is_some() {}
+            let buffer = reader.into_buffer();
+            assert_eq!(!buffer.is_empty(), kept, "{residues}");
+            let place = buffer.as_ptr();
+            let content = io::Cursor::new(b">a\nMK\n".to_vec());
+            let source = SourceReader::new("in.fasta".to_owned(), Box::new(content)).unwrap();
+            let mut reader = RecordReader::new(source, 1 << 30, buffer);
+            let raw = reader.next().unwrap().unwrap();
+            assert_eq!((raw.line, raw.header, raw.body), (1, &b"a"[..], &b"MK\n"[..]));
+            assert!(reader.next().unwrap().is_none());
+            let again = reader.into_buffer();
+            assert_eq!(again.as_ptr() == place, kept, "{residues}");
+        }
+    }
+
+    #[test]
     fn whole_records_come_out_before_the_failure_behind_them() {
         let dripping = Dripping {
             content: b">a\nMK\n>b\nVV\n>c\nLA\n".to_vec(),
@@ -559,7 +589,7 @@ mod tests {
             fails_at_end: true,
         };
         let source = SourceReader::new("in.fasta".to_owned(), Box::new(dripping)).unwrap();
-        let (records, error) = read_all(RecordReader::new(source, 1 << 20));
+        let (records, error) = read_all(RecordReader::new(source, 1 << 20, Vec::new()));
         // The last record may go on behind the failure, so it is not one of them.
         assert_eq!(records, owned(&[(1, b"a", b"MK\n"), (3, b"b", b"VV\n")]));
         let error = error.unwrap();

@@ -109,6 +109,8 @@ pub struct RecordStream {
     /// Index of the input in `reader`, or of the next one to open.
     file: usize,
     reader: Option<RecordReader>,
+    /// The buffer of the input before, while none is open.
+    buffer: Vec<u8>,
     counts: InputCounts,
     digests: Vec<FileDigest>,
     failed: bool,
@@ -132,6 +134,7 @@ impl RecordStream {
             bytes_total,
             file: 0,
             reader: None,
+            buffer: Vec::new(),
             counts: InputCounts::default(),
             digests: Vec::new(),
             failed: false,
@@ -170,14 +173,15 @@ impl RecordStream {
                 Some(reader) => reader,
                 None => match self.sources.get(self.file) {
                     Some(source) => {
-                        self.reader.insert(RecordReader::new(source.open()?, self.record_bytes_max))
+                        let buffer = std::mem::take(&mut self.buffer);
+                        self.reader.insert(RecordReader::new(source.open()?, self.record_bytes_max, buffer))
                     }
                     None => return Ok(None),
                 },
             };
             let Some(raw) = reader.next()? else {
                 self.digests.push(reader.digest());
-                self.reader = None;
+                self.buffer = self.reader.take().map_or_else(Vec::new, RecordReader::into_buffer);
                 self.file += 1;
                 continue;
             };
@@ -314,6 +318,18 @@ pub(super) mod tests {
         let error = stream.by_ref().find_map(Result::err).unwrap();
         assert!(stream.next().is_none(), "nothing follows an error");
         (without_folder(&error.to_string(), folder.path()), error)
+    }
+
+    #[test]
+    fn all_inputs_are_read_into_one_buffer() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = files(folder.path(), &[b">a\nMK\n", b">b\nMKV\n", b">c\nM\n"]);
+        let mut stream = RecordStream::open(&policy(), &sources).unwrap();
+        // Large enough for all of them.
+        stream.buffer = vec![0; 1 << 20];
+        let place = stream.buffer.as_ptr();
+        assert_eq!(stream.by_ref().filter(Result::is_ok).count(), 3);
+        assert_eq!(stream.buffer.as_ptr(), place);
     }
 
     #[test]
