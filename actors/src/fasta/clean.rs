@@ -90,7 +90,7 @@ pub(super) fn clean(raw: &RawRecord<'_>, policy: &Policy) -> Result<Cleaned, Fla
     limit(id, residues, changes, policy)
 }
 
-/// The id of a header: its first word, which must be text without control characters.
+/// The id of a header: its first word, which must be text without control characters and separators of lines.
 fn id_of(header: &[u8]) -> Result<String, String> {
     if memchr(b'\r', header).is_some() {
         return Err("a carriage return without line feed inside the header".to_owned());
@@ -105,7 +105,12 @@ fn id_of(header: &[u8]) -> Result<String, String> {
     let Ok(id) = std::str::from_utf8(word) else {
         return Err("the id is not UTF-8 text".to_owned());
     };
-    match id.chars().find(|char| char.is_control()) {
+    // Where ids are written one to a line, some readers take these for its end.
+    let separates = |char| matches!(char, '\u{2028}' | '\u{2029}');
+    match id.chars().find(|&char| char.is_control() || separates(char)) {
+        Some(char) if separates(char) => {
+            Err(format!("the id holds a separator of lines, U+{:04X}", char as u32))
+        }
         Some(char) => Err(format!("the id holds a control character, U+{:04X}", char as u32)),
         None => Ok(id.to_owned()),
     }
@@ -332,6 +337,11 @@ mod tests {
             ("a\\u{1}b".to_owned(), "the id holds a control character, U+0001".to_owned())
         );
         assert_eq!(reason("a\u{85}b".as_bytes(), b"MK").1, "the id holds a control character, U+0085");
+        for separator in ['\u{2028}', '\u{2029}'] {
+            let (id, reason) = reason(format!("a{separator}b").as_bytes(), b"MK");
+            assert_eq!(id, format!("a{}b", separator.escape_default()));
+            assert_eq!(reason, format!("the id holds a separator of lines, U+{:04X}", separator as u32));
+        }
         assert_eq!(
             reason(b"a\xffb", b"MK"),
             ("a\u{fffd}b".to_owned(), "the id is not UTF-8 text".to_owned())
