@@ -414,6 +414,7 @@ mod tests {
         assert!(!refused(&format!(">r\n{}", "ACGTACGTACGTACGTACGM".repeat(20))));
         assert!(refused(&format!(">r\n{}ACGT", "ACGTACGTACGTACGTACGM".repeat(20))));
         assert!(!refused(&format!(">r\n{}", "ACGT".repeat(49))), "fewer than 200 letters");
+        assert!(!refused(&format!(">r\n{}", "G".repeat(300))), "one of the four alone");
         assert!(!refused(&format!(">r\n{}", "AG".repeat(5000))), "no C and no T");
         assert!(!refused(&format!(">r\n{}", "TAA".repeat(5000))), "no C and no G");
         assert!(!refused(">p\nMKVLAAGIVGTTNQCQLENKKPTWAYSDFHRE\n"));
