@@ -304,6 +304,9 @@ fn keep_stdin(kept: &Path, fresh: bool, stored: &dyn Fn(u64)) -> Result<Source, 
     if stdin.is_terminal() && kept.is_file() {
         return Ok(Source::spooled_stdin(kept));
     }
+    if !kept.is_file() && is_closed(&stdin) {
+        return Err(InputError::StdinClosed);
+    }
     let arriving = arrived_stdin(kept);
     let partial = arriving_stdin(kept);
     let was_cut_short = partial.is_file();
@@ -328,6 +331,21 @@ fn keep_stdin(kept: &Path, fresh: bool, stored: &dyn Fn(u64)) -> Result<Source, 
     // Segments are committed from now on that only these bytes can complete: the name must outlive a power cut.
     actors::files::sync_folder_of(kept).map_err(spool)?;
     Ok(Source::spooled_stdin(kept))
+}
+
+/// Whether nobody can have meant anything to come from standard input. Where it is closed, the start of every Rust
+/// program opens `/dev/null` in its place, for reading and writing, and `nohup` opens that for writing alone; who means
+/// an empty input opens it for reading.
+fn is_closed(stdin: &std::io::Stdin) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let null = std::fs::metadata("/dev/null").map(|null| null.rdev());
+    let is_null = rustix::fs::fstat(stdin).is_ok_and(|stdin| null.is_ok_and(|null| null == stdin.st_rdev));
+    let mode = rustix::fs::fcntl_getfl(stdin).map(|flags| flags & rustix::fs::OFlags::RWMODE);
+    match mode {
+        Ok(rustix::fs::OFlags::WRONLY) | Err(_) => true,
+        Ok(rustix::fs::OFlags::RDWR) => is_null,
+        Ok(_) => false,
+    }
 }
 
 fn same_content(one: &Path, other: &Path) -> std::io::Result<bool> {
@@ -366,7 +384,20 @@ pub(crate) fn survey_input(
         told(read, total);
     });
     progress.finish_and_clear();
+    if let Ok(survey) = &result {
+        warn_of_empty(survey);
+    }
     result
+}
+
+/// Warns of empty inputs among others: what was to be in them may be missing. One that is alone is told with the result.
+fn warn_of_empty(survey: &Survey) {
+    let mut empty = survey.files.iter().filter(|file| file.bytes == 0);
+    if survey.files.len() > 1
+        && let Some(first) = empty.next()
+    {
+        tracing::warn!(inputs = empty.count() + 1, first = first.path, "empty inputs hold no records");
+    }
 }
 
 #[cfg(test)]

@@ -364,6 +364,37 @@ fn standard_input_is_read_from_a_pipe_and_kept_for_resuming() {
 }
 
 #[test]
+fn a_closed_standard_input_is_no_empty_one() {
+    let text = fasta(58, 20, 20..60);
+    let job = JobFolder::new("").set("input.fasta", "-");
+    let closed = |redirection: &str| {
+        let command = job.command_into("results");
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("exec \"$@\" {redirection}"), "sh"]);
+        shell.arg(command.get_program()).args(command.get_args()).current_dir(job.path());
+        crate::process::without_settings(&mut shell);
+        run(&mut shell)
+    };
+    // As `nohup` opens it, too.
+    for redirection in ["<&-", "0>/dev/null"] {
+        closed(redirection).expect(5).says(["standard input is closed", "hint: pipe the input in"]);
+    }
+    Running::start_fed(&mut job.command_into("results"), text.as_bytes()).finish().expect(0);
+    let whole = job.outcome("results");
+    // What was kept is what is meant.
+    for redirection in ["<&-", "0>/dev/null", "</dev/null"] {
+        closed(redirection).expect(0).says(["nothing to do"]);
+    }
+    fs::remove_dir_all(job.at("results")).unwrap();
+    closed("</dev/null").expect(0).says(["no records"]);
+
+    let job = job.set("input.fasta", r#"["-", "proteins.fasta", "other.fasta"]"#);
+    job.write("other.fasta", &text);
+    job.run_into("several").expect(0).says(["WARN empty inputs hold no records inputs=2 first=\"-\""]);
+    assert_eq!(job.outcome("several").rows().len(), whole.rows().len());
+}
+
+#[test]
 fn the_name_of_what_was_piped_in_is_on_disk_before_anything_is_made_of_it() {
     let job = JobFolder::new("").set("input.fasta", "-");
     let mut command = job.command_into("results");

@@ -47,6 +47,9 @@ pub enum InputError {
         #[source]
         source: io::Error,
     },
+    /// Nothing can be piped in, nor was before.
+    #[error("standard input is closed, or leads nowhere: there is nothing to read")]
+    StdinClosed,
     /// Nothing was piped in, where an earlier run was stopped before all had arrived.
     #[error("standard input is empty, and what an earlier run was given through it never arrived whole")]
     StdinCutShort,
@@ -287,7 +290,8 @@ impl InputError {
             | InputError::NotAFile { .. }
             | InputError::Spool { .. }
             | InputError::Scratch { .. } => false,
-            InputError::StdinCutShort
+            InputError::StdinClosed
+            | InputError::StdinCutShort
             | InputError::Truncated { .. }
             | InputError::Corrupt { .. }
             | InputError::TrailingBytes { .. }
@@ -318,6 +322,7 @@ impl InputError {
             InputError::NotAFile { .. } => {
                 "the input is read twice, so it must be a file; give a pipe as `-` (standard input)".to_owned()
             }
+            InputError::StdinClosed => "pipe the input in; an empty one is given by `</dev/null`".to_owned(),
             InputError::StdinCutShort => "pipe the whole input in again".to_owned(),
             InputError::Spool { .. } | InputError::Scratch { .. } => {
                 "check that the folder exists, may be written to and has free space".to_owned()
