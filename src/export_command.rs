@@ -35,7 +35,9 @@ pub(crate) fn export(arguments: &ExportArguments) -> Result<Exit, Failure> {
                 ExportError::Part(PartError::Damaged { .. } | PartError::NotAPart { .. }) => {
                     incomplete(&error)
                 }
-                ExportError::Busy { .. } => Failure::because(Exit::Usage, &error),
+                ExportError::Busy { .. } | ExportError::Exists { .. } | ExportError::PerResidue { .. } => {
+                    Failure::because(Exit::Usage, &error)
+                }
                 _ => Failure::because(Exit::Failed, &error),
             })?;
     crate::stderr::say(format_args!(

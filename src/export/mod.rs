@@ -70,6 +70,10 @@ pub(crate) fn export(
     model_name: &str,
 ) -> Result<ExportSummary, ExportError> {
     let collection = Collection::open(parts)?;
+    match format {
+        ExportFormat::Npy | ExportFormat::Tsv => collection.require_pooled(format.name())?,
+        ExportFormat::Safetensors | ExportFormat::Hdf5 => {}
+    }
     std::fs::create_dir_all(out_dir)
         .map_err(|source| ExportError::Write { path: out_dir.to_owned(), source })?;
     let (files, notes) = match format {

@@ -14,13 +14,12 @@ use super::output::Output;
 /// The data start at a multiple of this, so that a memory map of them is aligned.
 const HEADER_ALIGNMENT: usize = 64;
 
-/// Writes the export and returns its files.
+/// Writes the export of pooled embeddings and returns its files.
 pub(super) fn write(
     collection: &Collection,
     folder: &Path,
     force: bool,
 ) -> Result<Vec<PathBuf>, ExportError> {
-    collection.require_pooled("npy")?;
     let schema = collection.schema();
     let mut embeddings = Output::create(folder, "embeddings.npy", force)?;
     let mut ids = Output::create(folder, "ids.txt", force)?;

@@ -9,13 +9,12 @@ use super::ExportError;
 use super::collection::{Collection, check_line_id};
 use super::output::Output;
 
-/// Writes the export and returns its file.
+/// Writes the export of pooled embeddings and returns its file.
 pub(super) fn write(
     collection: &Collection,
     folder: &Path,
     force: bool,
 ) -> Result<Vec<PathBuf>, ExportError> {
-    collection.require_pooled("tsv")?;
     let mut output = Output::create(folder, "embeddings.tsv", force)?;
     let mut line = "id\tindex\tlength".to_owned();
     for column in 0..collection.schema().hidden {

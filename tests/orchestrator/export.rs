@@ -81,7 +81,11 @@ fn residues_keep_their_own_vectors() {
         assert_eq!(tensor.shape(), [row.length as usize, 64]);
         assert_eq!(bits(&floats(tensor.data())), bits(&row.embedding));
     }
-    export(&job, "npy", &[]).expect(1).says(["one vector per record"]);
+    for format in ["npy", "tsv"] {
+        let refused = export(&job, format, &["--output", "elsewhere"]).expect(2);
+        refused.says([&format!("{format} holds one vector per record"), "export safetensors or hdf5"]);
+    }
+    assert!(!job.at("elsewhere").exists());
 }
 
 #[test]
@@ -100,7 +104,7 @@ fn an_export_is_overwritten_only_if_asked() {
     let path = job.at("results/export/embeddings.tsv");
     let whole = fs::read(&path).unwrap();
     fs::write(&path, "mine").unwrap();
-    export(&job, "tsv", &[]).expect(1).says(["exists", "--force"]);
+    export(&job, "tsv", &[]).expect(2).says(["exists", "--force"]);
     assert_eq!(fs::read(&path).unwrap(), b"mine");
     export(&job, "tsv", &["--force"]).expect(0);
     assert_eq!(fs::read(&path).unwrap(), whole);
