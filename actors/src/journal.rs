@@ -221,13 +221,32 @@ fn write_frame(file: &mut impl Write, sequences: &[u32], values: &[f32]) -> io::
 /// What the thread is told.
 enum Entry {
     /// A segment's journal begins, or goes on from this byte; 0: anew.
-    Begin { segment: SegmentId, header: Header, trusted_bytes: u64 },
+    Begin { segment: SegmentId, header: Header, trusted_bytes: u64, lost: Lost },
     /// Embeddings of these sequences, with the values that each takes.
     Append { segment: SegmentId, sequences: Vec<u32>, widths: Vec<usize>, values: Vec<f32> },
     /// The segment is committed.
     End(SegmentId),
     /// Write these anew, bring all to disk, and say so in these words.
-    Checkpoint { lacking: Vec<Unfinished>, words: String, answer: AnswerTo },
+    Checkpoint { lacking: Vec<(Unfinished, Lost)>, words: String, answer: AnswerTo },
+}
+
+/// Set by the thread when something of a journal could not be written: nothing more is, until it is written anew.
+type Lost = Arc<AtomicBool>;
+
+/// What the journal of a segment has, as far as the actor told the thread.
+#[derive(Default)]
+struct Kept {
+    /// Whether the thread took its beginning.
+    begun: bool,
+    /// Sequences that the thread took, or that the file held before.
+    sequences: usize,
+    lost: Lost,
+}
+
+impl Kept {
+    fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
 }
 
 /// The journals of the open segments, and the thread that writes them.
@@ -236,13 +255,10 @@ pub(crate) struct Journal {
     /// Sent by the writer actor, received by the thread; bound [`bounds::JOURNAL_BATCHES`]. Closing it ends the thread.
     entries: Option<flume::Sender<Entry>>,
     thread: Option<JoinHandle<()>>,
-    begun: HashMap<SegmentId, bool>,
-    /// Sequences of each segment that the thread took, or that its file held before.
-    kept: HashMap<SegmentId, usize>,
+    /// Of segments that are not committed, as far as they have one.
+    kept: HashMap<SegmentId, Kept>,
     /// Committed segments whose end found no room in the queue.
     ended_later: Vec<SegmentId>,
-    /// Set by the thread when something could not be written: `kept` promises too much then.
-    failed: Arc<AtomicBool>,
 }
 
 impl Journal {
@@ -256,21 +272,13 @@ impl Journal {
     ) -> io::Result<Self> {
         let (entries, received) = flume::bounded(bounds::JOURNAL_BATCHES);
         let folder = place.clone();
-        let failed = Arc::new(AtomicBool::new(false));
-        let thread_failed = failed.clone();
-        let thread = crate::thread::spawn_watched(
-            "journal",
-            move || keep(&folder, &received, &thread_failed),
-            on_panic,
-        )?;
+        let thread = crate::thread::spawn_watched("journal", move || keep(&folder, &received), on_panic)?;
         Ok(Self {
             place,
             entries: Some(entries),
             thread: Some(thread),
-            begun: HashMap::new(),
             kept: HashMap::new(),
             ended_later: Vec::new(),
-            failed,
         })
     }
 
@@ -281,27 +289,27 @@ impl Journal {
 
     /// Notes how many sequences the journal of a segment held before.
     pub(crate) fn recovered(&mut self, segment: SegmentId, sequences: usize) {
-        if self.keeps(segment) {
-            *self.kept.entry(segment).or_default() += sequences;
+        if let Some(kept) = self.kept.get_mut(&segment).filter(|kept| kept.begun) {
+            kept.sequences += sequences;
         }
     }
 
-    /// How many sequences of a segment are kept.
+    /// How many sequences of a segment are kept: none where something could not be written, since nobody knows
+    /// what is behind a torn frame.
     pub(crate) fn kept(&self, segment: SegmentId) -> usize {
-        self.kept.get(&segment).copied().unwrap_or(0)
+        self.kept.get(&segment).filter(|kept| !kept.is_lost()).map_or(0, |kept| kept.sequences)
     }
 
-    /// Whether a segment's batches are kept.
+    /// Whether a segment's journal is begun.
     pub(crate) fn keeps(&self, segment: SegmentId) -> bool {
-        self.begun.get(&segment).copied().unwrap_or(false)
+        self.kept.get(&segment).is_some_and(|kept| kept.begun)
     }
 
     fn begin(&mut self, prepared: &PreparedSegment, trusted_bytes: u64) -> bool {
         let segment = prepared.segment.id;
-        let header = self.place.header(prepared);
-        let begun = self.send(Entry::Begin { segment, header, trusted_bytes });
-        self.begun.insert(segment, begun);
-        self.kept.insert(segment, 0);
+        let (header, lost) = (self.place.header(prepared), Lost::default());
+        let begun = self.send(Entry::Begin { segment, header, trusted_bytes, lost: lost.clone() });
+        self.kept.insert(segment, Kept { begun, sequences: 0, lost });
         begun
     }
 
@@ -311,17 +319,19 @@ impl Journal {
         if !self.keeps(segment) && !self.begin(prepared, 0) {
             return;
         }
+        if self.kept.get(&segment).is_some_and(Kept::is_lost) {
+            return;
+        }
         let widths = sequences.iter().map(|&sequence| self.place.width(prepared, sequence)).collect();
         let (count, sequences, values) = (sequences.len(), sequences.to_vec(), values.to_vec());
         if self.send(Entry::Append { segment, sequences, widths, values }) {
-            *self.kept.entry(segment).or_default() += count;
+            self.kept.entry(segment).or_default().sequences += count;
         }
     }
 
     /// The segment is committed: its journal goes.
     pub(crate) fn end(&mut self, segment: SegmentId) {
-        self.kept.remove(&segment);
-        if self.begun.remove(&segment).is_some() {
+        if self.kept.remove(&segment).is_some() {
             self.ended_later.push(segment);
         }
         let ended = std::mem::take(&mut self.ended_later);
@@ -333,21 +343,17 @@ impl Journal {
         self.entries.as_ref().is_some_and(|entries| !entries.is_full())
     }
 
-    /// Whether something could not be written since this was last asked.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed.swap(false, Ordering::Relaxed)
-    }
-
     /// Writes these segments' journals anew and brings all journals to disk; the thread says so.
     pub(crate) fn checkpoint(&mut self, lacking: Vec<Unfinished>, words: String, answer: AnswerTo) {
-        let kept: Vec<(SegmentId, usize)> =
-            lacking.iter().map(|one| (one.prepared.segment.id, one.sequences.len())).collect();
+        let lacking: Vec<_> = lacking.into_iter().map(|one| (one, Lost::default())).collect();
+        let kept = |(one, lost): &(Unfinished, Lost)| {
+            let kept = Kept { begun: true, sequences: one.sequences.len(), lost: lost.clone() };
+            (one.prepared.segment.id, kept)
+        };
+        let kept: Vec<_> = lacking.iter().map(kept).collect();
         // Without room the answer is dropped, which says that nothing was done.
         if self.send(Entry::Checkpoint { lacking, words, answer }) {
-            for (segment, sequences) in kept {
-                self.begun.insert(segment, true);
-                self.kept.insert(segment, sequences);
-            }
+            self.kept.extend(kept);
         }
     }
 
@@ -356,16 +362,20 @@ impl Journal {
         self.entries.as_ref().is_some_and(|entries| entries.try_send(entry).is_ok())
     }
 
-    /// Lets the thread write what it has, and syncs. Then the session is over and there is time for what found
-    /// no room in the queue: the journals of `unfinished` segments are written anew, whole.
+    /// Lets the thread write what it has, and syncs: what is kept then is known.
+    pub(crate) async fn close(&mut self) {
+        self.entries = None;
+        crate::thread::join(self.thread.take()).await;
+    }
+
+    /// What follows on [`Self::close`]: the session is over and there is time for what found no room in the queue, or
+    /// on the disk. The journals of `unfinished` segments are written anew, whole.
     ///
     /// A segment that is not `open` any more was perhaps committed too late for the actor to hear of it: the disk
     /// knows, and its journal goes.
     pub(crate) async fn stop(&mut self, unfinished: Vec<Unfinished>, open: &HashSet<SegmentId>) {
-        self.entries = None;
-        crate::thread::join(self.thread.take()).await;
         let place = self.place.clone();
-        let sealed: Vec<SegmentId> = self.begun.keys().copied().filter(|one| !open.contains(one)).collect();
+        let sealed: Vec<SegmentId> = self.kept.keys().copied().filter(|one| !open.contains(one)).collect();
         let write_all = move || {
             place.remove_committed(&sealed);
             for one in &unfinished {
@@ -403,72 +413,101 @@ impl Unfinished {
     }
 }
 
+/// A journal as the thread has it.
+struct Writing {
+    /// `None` once something could not be written: after a torn frame nothing can be read, so the file is left as it is.
+    file: Option<File>,
+    lost: Lost,
+}
+
+impl Writing {
+    fn lose(&mut self) {
+        self.file = None;
+        self.lost.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The thread's life.
-fn keep(place: &JournalPlace, entries: &flume::Receiver<Entry>, failed: &AtomicBool) {
-    let mut files: HashMap<SegmentId, File> = HashMap::new();
+fn keep(place: &JournalPlace, entries: &flume::Receiver<Entry>) {
+    let mut journals: HashMap<SegmentId, Writing> = HashMap::new();
     while let Ok(entry) = entries.recv() {
         let (segment, done) = match entry {
-            Entry::Begin { segment, header, trusted_bytes } => {
+            Entry::Begin { segment, header, trusted_bytes, lost } => {
                 let opened = open(&place.path(segment), header, trusted_bytes);
-                (segment, opened.map(|file| drop(files.insert(segment, file))))
+                let journal = journals.entry(segment).insert_entry(Writing { file: None, lost }).into_mut();
+                (segment, opened.map(|file| journal.file = Some(file)))
             }
             Entry::Append { segment, sequences, widths, values } => {
-                let append = |file| append(file, &sequences, &widths, &values);
-                (segment, files.get_mut(&segment).map_or(Ok(()), append))
+                let file = journals.get_mut(&segment).and_then(|journal| journal.file.as_mut());
+                (segment, file.map_or(Ok(()), |file| append(file, &sequences, &widths, &values)))
             }
             Entry::End(segment) => {
-                files.remove(&segment);
+                journals.remove(&segment);
                 (segment, crate::files::remove(&place.path(segment)))
             }
             Entry::Checkpoint { lacking, words, answer } => {
-                let done = checkpoint(place, &mut files, lacking);
-                if done.is_err() {
-                    failed.store(true, Ordering::Relaxed);
-                }
+                let done = checkpoint(place, &mut journals, lacking);
                 let _ = answer.send(done.map(|()| words));
                 continue;
             }
         };
         if let Err(error) = done {
-            // After a torn frame nothing can be read: the file is left as it is.
-            files.remove(&segment);
-            failed.store(true, Ordering::Relaxed);
+            if let Some(journal) = journals.get_mut(&segment) {
+                journal.lose();
+            }
             tracing::warn!(%segment, %error, "journal is not kept: after a crash its batches are computed again");
         }
     }
-    for (segment, file) in files {
-        if let Err(error) = file.sync_data() {
-            tracing::warn!(%segment, %error, "journal may not survive a power cut");
+    for (segment, mut journal) in journals {
+        if let Some(Err(error)) = journal.file.as_ref().map(File::sync_data) {
+            journal.lose();
+            tracing::warn!(%segment, %error, "journal did not reach the disk");
         }
     }
 }
 
-/// Writes anew what journals lack, and brings all of them to disk.
+/// Writes anew what journals lack, and brings all of them to disk; one that fails does not hold up the others.
 fn checkpoint(
     place: &JournalPlace,
-    files: &mut HashMap<SegmentId, File>,
-    lacking: Vec<Unfinished>,
+    journals: &mut HashMap<SegmentId, Writing>,
+    lacking: Vec<(Unfinished, Lost)>,
 ) -> Result<(), Refused> {
-    let refused = |segment: SegmentId, error: io::Error| {
-        Refused(format!("the journal of segment {segment} could not be written: {error}"))
-    };
-    for one in lacking {
+    let mut failed: Option<(SegmentId, io::Error)> = None;
+    for (one, lost) in lacking {
         let segment = one.prepared.segment.id;
         // The old file has another inode from now on.
-        files.remove(&segment);
+        let mut journal = Writing { file: None, lost };
         let reopened = one.write(place).and_then(|()| {
             let path = place.path(segment);
             let length = std::fs::metadata(&path)?.len();
             open(&path, place.header(&one.prepared), length)
         });
-        files.insert(segment, reopened.map_err(|error| refused(segment, error))?);
+        match reopened {
+            Ok(file) => journal.file = Some(file),
+            Err(error) => {
+                journal.lose();
+                failed.get_or_insert((segment, error));
+            }
+        }
+        journals.insert(segment, journal);
     }
-    for (&segment, file) in files.iter() {
-        file.sync_data()
-            .and_then(|()| crate::files::sync_folder_of(&place.path(segment)))
-            .map_err(|error| refused(segment, error))?;
+    for (&segment, journal) in journals.iter_mut() {
+        let synced = match &journal.file {
+            Some(file) => file.sync_data().and_then(|()| crate::files::sync_folder_of(&place.path(segment))),
+            // The actor did not know of it when it asked.
+            None => Err(io::Error::other("it failed a moment ago; ask again")),
+        };
+        if let Err(error) = synced {
+            journal.lose();
+            failed.get_or_insert((segment, error));
+        }
     }
-    Ok(())
+    match failed {
+        None => Ok(()),
+        Some((segment, error)) => {
+            Err(Refused(format!("the journal of segment {segment} could not be written: {error}")))
+        }
+    }
 }
 
 fn open(path: &Path, header: Header, trusted_bytes: u64) -> io::Result<File> {
@@ -548,6 +587,7 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(journal.close());
         runtime.block_on(journal.stop(Vec::new(), &HashSet::from([SegmentId(3)])));
     }
 
@@ -581,9 +621,23 @@ mod tests {
         let (sequences, values) = (vec![0, 2], vec![3.0, 4.0, 1.0, 2.0]);
         let unfinished = Unfinished { prepared: prepared.clone(), sequences, values };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(journal.close());
         runtime.block_on(journal.stop(vec![unfinished], &HashSet::from([SegmentId(3)])));
         let recovered = place.recover(&prepared);
         assert_eq!((recovered.sequences, recovered.values), (vec![0, 2], vec![3.0, 4.0, 1.0, 2.0]));
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_not_said_to_be_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, prepared) = (place(folder.path(), "a"), prepared(&["MK", "AA", "GG"]));
+        let mut journal = Journal::start(place.clone(), |panic| panic!("{panic}")).unwrap();
+        // A folder in its place: it cannot be opened.
+        std::fs::create_dir(place.path(SegmentId(3))).unwrap();
+        journal.append(&prepared, &[2], &[1.0, 2.0]);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(journal.close());
+        assert_eq!((journal.kept(SegmentId(3)), journal.keeps(SegmentId(3))), (0, true));
     }
 
     #[test]
@@ -600,6 +654,7 @@ mod tests {
                 manifest.commit(SegmentId(3), entry(3, 1, 0, 2));
             }
             manifest.write(&place.folder).unwrap();
+            runtime.block_on(journal.close());
             runtime.block_on(journal.stop(Vec::new(), &HashSet::new()));
             assert_eq!(place.path(SegmentId(3)).exists(), !is_committed);
         }

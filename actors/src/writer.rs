@@ -381,6 +381,7 @@ impl Actor for Writer {
         for encoder in state.encoders.drain(..) {
             crate::thread::join(Some(encoder)).await;
         }
+        state.journal.close().await;
         let unfinished = state.unfinished();
         let open = state.open.keys().copied().collect();
         state.journal.stop(unfinished, &open).await;
@@ -431,13 +432,7 @@ impl WriterState {
         if self.committing > 0 {
             words += &format!("; being written: {}", counted(self.committing, "complete segment"));
         }
-        let lacking = if self.journal.has_failed() {
-            let begun = self.open.values().filter(|assembly| assembly.delivered_count() > 0);
-            begun.map(Assembly::unfinished).collect()
-        } else {
-            self.unfinished()
-        };
-        self.journal.checkpoint(lacking, words, answer);
+        self.journal.checkpoint(self.unfinished(), words, answer);
     }
 
     /// Gives the journal what was just delivered; and what was before, if it is time to begin one.

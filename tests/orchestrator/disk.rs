@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::job::JobFolder;
-use crate::outcome::{Outcome, segments_committed};
+use crate::outcome::{Outcome, computed_so_far, segments_committed};
 use crate::process::{PROGRAM, ProcessIdentity, Running, program, run, without_settings};
 use crate::proteins::fasta;
 
@@ -39,9 +39,11 @@ fn start_limited_with(job: &JobFolder, blocks: u32, faults: &str) -> Running {
     let mut command = Command::new("sh");
     // The soft limit: it can be raised again.
     command.args(["-c", &format!("ulimit -S -f {blocks} && exec \"$0\" \"$@\""), PROGRAM]);
-    command.args(job.command_into("results").get_args()).current_dir(job.path());
+    let unlimited = job.command_into("results");
+    command.args(unlimited.get_args()).current_dir(job.path());
     without_settings(&mut command);
-    Running::start(command.env("VIRNUCPRO_SIM", WIDE).env("VIRNUCPRO_FAULTS", faults))
+    command.envs(unlimited.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    Running::start(command.env("VIRNUCPRO_FAULTS", faults))
 }
 
 /// What can be seen is whole, committed or not.
@@ -101,6 +103,33 @@ fn a_part_of_the_program_that_panics_while_there_is_no_room_ends_the_run_resumab
     run.finish().expect(75).says(["the supervisor failed"]);
     job.run_into("results").expect(0);
     job.outcome("results").assert_same(&undisturbed, "after panics without room");
+}
+
+#[test]
+fn a_journal_that_found_no_room_for_a_while_is_whole_after_a_stop() {
+    let job = job().set("output.segment_sequences", 1000);
+    let undisturbed = job.done_into("undisturbed");
+    // The session cannot end by itself: one sequence holds up whoever gets it.
+    let job = job
+        .set("output.journal_ms", 0)
+        .set("restart.shutdown_grace_ms", 300)
+        .simulating("hidden=512;latency_us_per_batch=50000;fault=hang@ordinal:155");
+    let mut run = start_limited(&job, 64);
+    run.wait_for("journal is not kept");
+    let process = Pid::from_raw(run.id() as i32);
+    prlimit(process, Resource::Fsize, Rlimit { current: None, maximum: None }).unwrap();
+    let computed = || computed_so_far(&job.at("results"));
+    run.wait_until("most is computed", |_| computed() > 250);
+    let kept = computed();
+    run.signal(Signal::TERM);
+    run.finish().expect(75).says(["stopped by SIGTERM"]);
+    assert_eq!(segments_committed(&job.at("results")), 0);
+    let job = job.simulating(WIDE);
+    let finished = job.run_into("results").expect(0);
+    let line = finished.stderr.lines().find(|line| line.contains("taken from the journal")).unwrap();
+    let taken = line.split("sequences=").nth(1).unwrap().split_whitespace().next().unwrap();
+    assert!(taken.parse::<u64>().unwrap() >= kept, "{kept} computed: {line}");
+    job.outcome("results").assert_same(&undisturbed, "after the journal found no room for a while");
 }
 
 /// A file system in memory, with an end; unmounted when dropped.

@@ -7,6 +7,8 @@ use std::path::Path;
 use actors::part::PartReader;
 use serde_json::Value;
 
+use crate::process::{program, run};
+
 /// A result folder at one moment.
 pub(crate) struct Outcome {
     /// Every file beside the parts, too: a temporary file left behind would be one more.
@@ -103,6 +105,13 @@ pub(crate) fn manifest(folder: &Path) -> Option<Value> {
 /// How many segments a run has committed so far.
 pub(crate) fn segments_committed(folder: &Path) -> usize {
     manifest(folder).map_or(0, |run| run["segments"].as_object().unwrap().len())
+}
+
+/// How many sequences the running session has computed so far.
+pub(crate) fn computed_so_far(folder: &Path) -> u64 {
+    let status = run(program(["status", "--json"]).arg(folder));
+    let status: Value = serde_json::from_str(&status.stdout).unwrap_or_default();
+    status["snapshot"]["sequences_computed"].as_u64().unwrap_or(0)
 }
 
 /// Inode and time of change of every committed part: they stay while nobody writes it again.
