@@ -253,14 +253,14 @@ pub(crate) fn weight_stamps(model: &Model) -> std::io::Result<Vec<FileStamp>> {
 
 /// The inputs of a job as files; standard input is kept at `kept` first.
 ///
-/// `fresh`: what is piped in replaces what was kept by an earlier run. `stored`: hears how many of its bytes are kept.
+/// `unclaimed`: no result refers to what was kept, which what is piped in replaces. `stored`: hears how many of its bytes are kept.
 ///
 /// # Errors
 /// If standard input cannot be read or kept.
 pub(crate) fn sources(
     job: &Job,
     kept: &Path,
-    fresh: bool,
+    unclaimed: bool,
     bar: bool,
     stored: &dyn Fn(u64),
 ) -> Result<Vec<Source>, InputError> {
@@ -270,7 +270,7 @@ pub(crate) fn sources(
             InputSource::File(path) => Source::file(path),
             InputSource::Stdin => {
                 let progress = crate::progress::storing_bar(bar);
-                let kept = keep_stdin(kept, fresh, &|bytes| {
+                let kept = keep_stdin(kept, unclaimed, &|bytes| {
                     progress.set_position(bytes);
                     stored(bytes);
                 });
@@ -297,8 +297,9 @@ pub(crate) fn arrived_stdin(kept: &Path) -> PathBuf {
 ///
 /// Nothing piped in (a terminal, `</dev/null` of a batch job) means: the input is what was kept; an earlier run that was
 /// stopped before all had arrived kept nothing. Other
-/// content stays beside it; the run is then refused as another job, unless `fresh`.
-fn keep_stdin(kept: &Path, fresh: bool, stored: &dyn Fn(u64)) -> Result<Source, InputError> {
+/// content stays beside it, unless it is `unclaimed`; the run is then refused as another job, or with `--fresh` takes it
+/// once it is found to be good.
+fn keep_stdin(kept: &Path, unclaimed: bool, stored: &dyn Fn(u64)) -> Result<Source, InputError> {
     use std::io::IsTerminal;
     let stdin = std::io::stdin();
     if stdin.is_terminal() && kept.is_file() {
@@ -323,7 +324,7 @@ fn keep_stdin(kept: &Path, fresh: bool, stored: &dyn Fn(u64)) -> Result<Source, 
             std::fs::remove_file(&arriving).map_err(spool)?;
             return Ok(Source::spooled_stdin(kept));
         }
-        if !fresh {
+        if !unclaimed {
             return Ok(arrived);
         }
     }

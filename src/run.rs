@@ -88,7 +88,7 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     let (job_copy, compute, surveyed) = {
         let (job, target) = (job.clone(), target.clone());
         tokio::task::spawn_blocking(move || {
-            let surveyed = survey(&job, &compute, &folder, fresh, display.has_bar(), &target);
+            let surveyed = survey(&job, &compute, &folder, display.has_bar(), &target);
             (job, compute, surveyed)
         })
         .await
@@ -104,7 +104,9 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
     };
     target.prepares(PreparingStep::CheckingResult);
     if fresh {
-        // Only now: bad input or weights must not cost the earlier result.
+        // Only now: bad input or weights must not cost the earlier result, nor the standard input that it was made of.
+        // The input first: after a kill in between nothing would tell that what is kept is that of the earlier result.
+        keep_input(&locked.folder, &mut sources)?;
         locked.clear()?;
     }
     let identity = identity::identity(job, &compute, &model_sha256, &survey.files);
@@ -122,7 +124,10 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
             }
             check_kept_input(&locked.folder, &sources, &manifest, &identity)?;
             let mut manifest = resume(&locked, manifest, &identity, arguments.retry_failed)?;
-            keep_input(&locked.folder, &mut sources)?;
+            if keep_input(&locked.folder, &mut sources)? {
+                let file = locked.folder.spooled_stdin();
+                tracing::warn!(file = %file.display(), "what was kept of standard input was damaged and is replaced");
+            }
             // The same contents, perhaps elsewhere.
             (manifest.input, manifest.counts) = (survey.files, survey.counts);
             manifest
@@ -283,17 +288,16 @@ fn survey(
     job: &Job,
     compute: &Compute,
     folder: &ResultFolder,
-    fresh: bool,
     bar: bool,
     target: &Target,
 ) -> Result<Surveyed, Failure> {
-    // Without a manifest, be it after `--fresh`, nothing refers to an input that was kept before.
-    let fresh = fresh || folder.manifest().symlink_metadata().is_err();
+    // Without a manifest nothing refers to an input that was kept before.
+    let unclaimed = folder.manifest().symlink_metadata().is_err();
     let kept = folder.spooled_stdin();
     if job.input.fasta.contains(&InputSource::Stdin) {
         target.stores(preparation::arriving_stdin(&kept));
     }
-    let sources = preparation::sources(job, &kept, fresh, bar, &|bytes| target.has_read(bytes, 0))?;
+    let sources = preparation::sources(job, &kept, unclaimed, bar, &|bytes| target.has_read(bytes, 0))?;
     target.reads();
     let stamps: Vec<FileStamp> = sources
         .iter()
@@ -340,18 +344,16 @@ fn check_kept_input(
     ))
 }
 
-/// Lets standard input that is what the job had read take the place of what was kept of it, and is not.
-fn keep_input(folder: &ResultFolder, sources: &mut [actors::fasta::Source]) -> Result<(), Failure> {
+/// Lets standard input that arrived beside what was kept take its place; whether there was any.
+fn keep_input(folder: &ResultFolder, sources: &mut [actors::fasta::Source]) -> Result<bool, Failure> {
     let kept = folder.spooled_stdin();
     let arrived = preparation::arrived_stdin(&kept);
-    for source in sources.iter_mut().filter(|source| source.path() == arrived) {
-        std::fs::rename(&arrived, &kept).and_then(|()| actors::files::sync_folder_of(&kept)).map_err(
-            |source| Failure::because(Exit::Failed, &InputError::Spool { path: kept.clone(), source }),
-        )?;
-        tracing::warn!(file = %kept.display(), "what was kept of standard input was damaged and is replaced");
-        *source = actors::fasta::Source::spooled_stdin(&kept);
-    }
-    Ok(())
+    let Some(source) = sources.iter_mut().find(|source| source.path() == arrived) else { return Ok(false) };
+    std::fs::rename(&arrived, &kept).and_then(|()| actors::files::sync_folder_of(&kept)).map_err(
+        |source| Failure::because(Exit::Failed, &InputError::Spool { path: kept.clone(), source }),
+    )?;
+    *source = actors::fasta::Source::spooled_stdin(&kept);
+    Ok(true)
 }
 
 /// Takes over what an earlier session committed, after checking every part of it.

@@ -395,6 +395,33 @@ fn a_closed_standard_input_is_no_empty_one() {
 }
 
 #[test]
+fn what_is_piped_in_to_start_again_costs_nothing_before_it_is_read() {
+    let text = fasta(59, 300, 20..200);
+    let job = JobFolder::new("").set("input.fasta", "-").simulating("latency_us_per_batch=10000");
+    let plain = JobFolder::new(&text).done_into("results");
+    let results = job.at("results");
+    let mut stopped = Running::start_fed(&mut job.command_into("results"), text.as_bytes());
+    stopped.wait_until("a segment is committed", |_| crate::outcome::segments_committed(&results) > 0);
+    stopped.kill();
+    let fresh = || {
+        let mut command = job.command_into("results");
+        command.arg("--fresh");
+        command
+    };
+    Running::start_fed(&mut fresh(), SOME_BAD.as_bytes()).finish().expect(5);
+    // Good input, but the run is killed while it reads it.
+    let mut killed = fresh();
+    killed.env("VIRNUCPRO_FAULTS", "survey:0=abort");
+    let other = b">other\nMKV\n";
+    assert!(Running::start_fed(&mut killed, other).finish().was_ended_by_a_signal());
+    Running::start_fed(&mut job.command_into("results"), b"").finish().expect(0).says(["resuming"]);
+    assert_eq!(job.outcome("results").parts, plain.parts);
+    Running::start_fed(&mut fresh(), other).finish().expect(0).says(["1, 3 residues"]);
+    Running::start_fed(&mut job.command_into("results"), b"").finish().expect(0).says(["nothing to do"]);
+    assert_eq!(job.outcome("results").rows().len(), 1);
+}
+
+#[test]
 fn the_name_of_what_was_piped_in_is_on_disk_before_anything_is_made_of_it() {
     let job = JobFolder::new("").set("input.fasta", "-");
     let mut command = job.command_into("results");
