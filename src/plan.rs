@@ -93,14 +93,16 @@ fn scratch_folder() -> Result<Scratch, Failure> {
 fn make(job: &Job, compute: Compute, scratch: &std::path::Path) -> Result<Plan, Failure> {
     let bar = Display::choose(&job.telemetry).is_ok_and(Display::has_bar);
     let sources = preparation::sources(job, &scratch.join("stdin.fasta"), false, bar, &|_| ())?;
-    let survey = preparation::survey_input(job, &sources, scratch, bar, &|_, _| ())?;
+    let row_residues_max = compute.part_schema(job).residues_max();
+    let survey = preparation::survey_input(job, &sources, row_residues_max, scratch, bar, &|_, _| ())?;
     let Compute { model, devices, pooling, packing, limits, precision, .. } = compute;
 
     let mut fill = Fill::default();
     let (mut segments, mut sequences_computed, mut rows, mut rows_open) = (0, 0, 0, 0);
     let mut operations = 0.0;
     let mut batch_tokens_max = 0;
-    let mut cutter = SegmentCutter::new(RecordStream::open(&job.input, &sources)?, limits);
+    let stream = RecordStream::open(&job.input, &sources)?.with_row_residues_max(row_residues_max);
+    let mut cutter = SegmentCutter::new(stream, limits);
     while let Some(segment) = cutter.next_segment(&|| false)? {
         let prepared = PreparedSegment::new(segment);
         let token_counts = prepared.token_counts();

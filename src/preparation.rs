@@ -7,6 +7,7 @@ use actors::DevicePlan;
 use actors::fasta::{FileStamp, InputError, Source, Survey, survey};
 use actors::manifest::{Manifest, ResultFolder};
 use actors::packing::PackingPlan;
+use actors::part::PartSchema;
 use actors::protocol::{EngineChoice, WeightsChoice};
 use actors::segment::SegmentLimits;
 use config::{InputSource, Job, Layer, ModelSource};
@@ -35,6 +36,14 @@ pub(crate) struct Compute {
     pub(crate) limits: SegmentLimits,
     /// What the operator should know about inputs and devices that are not used.
     pub(crate) notes: Vec<String>,
+}
+
+impl Compute {
+    /// The shape of the result.
+    pub(crate) fn part_schema(&self, job: &Job) -> PartSchema {
+        let per_residue = self.pooling == Pooling::None;
+        PartSchema { hidden: self.model.hidden, float: job.output.float, per_residue }
+    }
 }
 
 /// The model, without its weights.
@@ -367,19 +376,20 @@ fn same_content(one: &Path, other: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// Reads the whole input once, with a bar on a terminal. `told`: hears how many bytes of how many are read.
+/// Reads the whole input once, with a bar on a terminal. `row_residues_max`: see [`PartSchema::residues_max`]. `told`: hears how many bytes of how many are read.
 ///
 /// # Errors
 /// Everything that is wrong with the input.
 pub(crate) fn survey_input(
     job: &Job,
     sources: &[Source],
+    row_residues_max: u32,
     scratch: &Path,
     bar: bool,
     told: &dyn Fn(u64, u64),
 ) -> Result<Survey, InputError> {
     let progress = crate::progress::survey_bar(bar);
-    let result = survey(&job.input, sources, scratch, &|read, total| {
+    let result = survey(&job.input, sources, row_residues_max, scratch, &|read, total| {
         progress.set_length(total);
         progress.set_position(read);
         told(read, total);

@@ -13,13 +13,11 @@ use actors::identity::SegmentId;
 use actors::manifest::{
     FORMAT, Manifest, ModelEntry, PartFault, ResultFolder, RunStatus, SegmentEntry, Session, Totals,
 };
-use actors::part::PartSchema;
 use actors::restart::RestartPolicy;
 use actors::{
     JobView, Outcome, PreparingStep, Run, RunEnd, RunPlan, Snapshot, StopReason, WorkerCommand, WriteError,
 };
 use config::{InputSource, Job};
-use kernels::Pooling;
 
 use crate::cli::RunArguments;
 use crate::control::Control;
@@ -311,7 +309,8 @@ fn survey(
         target.has_read(read, total);
         actors::fault::point("survey");
     };
-    let survey = preparation::survey_input(job, &sources, &scratch, bar, &told)?;
+    let row_residues_max = compute.part_schema(job).residues_max();
+    let survey = preparation::survey_input(job, &sources, row_residues_max, &scratch, bar, &told)?;
     tracing::info!(
         files = survey.files.len(),
         records = survey.counts.records,
@@ -477,7 +476,7 @@ fn run_plan(
         shutdown_grace: Duration::from_millis(restart.shutdown_grace_ms),
         folder: folder.clone(),
         journal_after: Duration::from_millis(job.output.journal_ms),
-        schema: part_schema(job, compute),
+        schema: compute.part_schema(job),
         part_metadata: part_metadata(compute, &manifest.model.sha256),
         manifest,
     }
@@ -507,11 +506,6 @@ fn unix_s() -> u64 {
 
 fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
-}
-
-fn part_schema(job: &Job, compute: &Compute) -> PartSchema {
-    let per_residue = compute.pooling == Pooling::None;
-    PartSchema { hidden: compute.model.hidden, float: job.output.float, per_residue }
 }
 
 /// What the footer of each part says; nothing that depends on the machine or the time.
@@ -738,7 +732,7 @@ fn write_empty_part(
 ) -> Result<(), WriteError> {
     let segment = SegmentId(0);
     let part = ResultFolder::part_name(segment);
-    let (schema, metadata) = (part_schema(job, compute), part_metadata(compute, &manifest.model.sha256));
+    let (schema, metadata) = (compute.part_schema(job), part_metadata(compute, &manifest.model.sha256));
     let summary = actors::part::write_part(&folder.0.join(&part), &schema, &metadata, [])?;
     tracing::warn!("the input holds no records: the result is an empty table");
     manifest.commit(

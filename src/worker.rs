@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use actors::bounds;
 use actors::identity::BatchId;
 use actors::protocol::{
-    Assignment, EXIT_DEVICE_FAILED, EXIT_PANICKED, EngineChoice, FromWorker, HEARTBEAT_INTERVAL_MS, ToWorker,
-    VERSION, WeightsChoice, read_frame, write_frame,
+    Assignment, EXIT_DEVICE_FAILED, EXIT_PANICKED, EngineChoice, FromWorker, HEARTBEAT_INTERVAL_MS,
+    PAYLOAD_FLOATS_MAX, ToWorker, VERSION, WeightsChoice, read_frame, write_frame,
 };
 use kernels::cpu::CpuEngine;
 use kernels::{Embeddings, Engine, EngineError, Model, Progress, SimEngine, SimProgram};
@@ -147,7 +147,13 @@ fn run_engine(
     };
     say(FromWorker::Ready { version: VERSION, description: engine.description().clone() }, Vec::new());
     let depth = engine.depth().max(1);
-    let mut pipeline = Pipeline { engine, depth, begun: VecDeque::new(), busy_since: Instant::now() };
+    let mut pipeline = Pipeline {
+        engine,
+        depth,
+        floats_max: PAYLOAD_FLOATS_MAX,
+        begun: VecDeque::new(),
+        busy_since: Instant::now(),
+    };
     while let Some(done) = pipeline.next(lent, progress) {
         match done {
             Done::Computed { batch, compute_us, values } => {
@@ -171,6 +177,8 @@ fn run_engine(
 struct Pipeline {
     engine: Box<dyn Engine>,
     depth: usize,
+    /// Most numbers of one answer.
+    floats_max: usize,
     /// Oldest first.
     begun: VecDeque<BatchId>,
     /// Since when the oldest of them has the device to itself.
@@ -225,9 +233,7 @@ impl Pipeline {
             false => self.engine.run(sequences, progress),
         });
         match ran {
-            Ok(Embeddings { values, .. }) => {
-                Done::Computed { batch, compute_us: began.elapsed().as_micros() as u64, values }
-            }
+            Ok(Embeddings { values, .. }) => self.computed(batch, began.elapsed().as_micros() as u64, values),
             Err(failed) => self.failed(batch, failed),
         }
     }
@@ -242,7 +248,7 @@ impl Pipeline {
                 let now = Instant::now();
                 let compute_us = (now - self.busy_since).as_micros() as u64;
                 self.busy_since = now;
-                Done::Computed { batch, compute_us, values }
+                self.computed(batch, compute_us, values)
             }
             Err(failed) => {
                 let done = self.failed(batch, failed);
@@ -251,6 +257,16 @@ impl Pipeline {
                 done
             }
         }
+    }
+
+    /// What cannot be said in one answer is a batch that failed: its halves can.
+    fn computed(&self, batch: BatchId, compute_us: u64, values: Vec<f32>) -> Done {
+        let (floats, floats_max) = (values.len(), self.floats_max);
+        if floats > floats_max {
+            let text = format!("{floats} numbers do not fit into one answer, which holds {floats_max}");
+            return Done::Failed { batch, error: EngineError::Batch(text), status: None };
+        }
+        Done::Computed { batch, compute_us, values }
     }
 
     /// A device that fails says so at any later call: the batch at fault is the one that was running, the oldest.
@@ -380,4 +396,39 @@ fn load_burn(
 #[cfg(not(feature = "burn"))]
 fn load_burn(_: Option<u16>, _: &Model, _: kernels::EngineOptions) -> Result<Box<dyn Engine>, EngineError> {
     Err(EngineError::Model("the burn engine is not part of this build".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::{Batch, EngineOptions, Pooling, Precision};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_too_long_is_a_failed_batch_and_the_worker_goes_on() {
+        let options =
+            EngineOptions { layer: 0, pooling: Pooling::Mean, precision: Precision::Fp32, threads: 1 };
+        let engine = SimEngine::load(SimProgram::parse("hidden=4").unwrap(), 0, 0, options).unwrap();
+        let mut pipeline = Pipeline {
+            engine: Box::new(engine),
+            depth: 1,
+            floats_max: 4,
+            begun: VecDeque::new(),
+            busy_since: Instant::now(),
+        };
+        let (batches, lent) = flume::bounded(bounds::SLOTS_MAX);
+        for count in [2, 1] {
+            let mut sequences = Batch::default();
+            (0..count).for_each(|ordinal| sequences.push(ordinal, b"MKV", 3));
+            batches.send(Lent { batch: BatchId(count), sequences, exact: false }).unwrap();
+        }
+        let mut next = || pipeline.next(&lent, &Progress::default());
+        assert!(
+            matches!(next(), Some(Done::Failed { batch: BatchId(2), error: EngineError::Batch(text), status: None })
+            if text.starts_with("8 numbers do not fit"))
+        );
+        assert!(
+            matches!(next(), Some(Done::Computed { batch: BatchId(1), values, .. }) if values.len() == 4)
+        );
+    }
 }

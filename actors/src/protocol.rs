@@ -35,6 +35,9 @@ pub const HEARTBEAT_INTERVAL_MS: u64 = 200;
 /// Longest header: a batch of 2^27 tokens. A longer one is a broken stream, not a message.
 const HEADER_BYTES_MAX: u32 = 256 << 20;
 
+/// Most numbers of an answer: its length in bytes is a u32.
+pub const PAYLOAD_FLOATS_MAX: usize = u32::MAX as usize / 4;
+
 /// Memory taken for a frame before its bytes are there: usual frames are smaller, and one that announces
 /// gigabytes gets them only as they arrive.
 const PIECE_BYTES: usize = 16 << 20;

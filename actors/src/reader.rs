@@ -46,6 +46,8 @@ pub(crate) struct ReaderArguments {
     /// that was written to in between.
     pub(crate) stamps: Vec<FileStamp>,
     pub(crate) limits: SegmentLimits,
+    /// Residues whose vectors fit into one row of the result.
+    pub(crate) row_residues_max: u32,
     pub(crate) committed: BTreeSet<SegmentId>,
     /// Where earlier sessions left what they had of segments that they did not commit.
     pub(crate) journals: JournalPlace,
@@ -122,7 +124,7 @@ fn read_on_request(arguments: ReaderArguments, requests: &flume::Receiver<()>, s
         let _ = arguments.supervisor.cast(SupervisorMessage::InputFailed(error));
     };
     let stream = match RecordStream::open(&arguments.input, &arguments.sources) {
-        Ok(stream) => stream,
+        Ok(stream) => stream.with_row_residues_max(arguments.row_residues_max),
         Err(error) => return fail(error),
     };
     let mut cutter = SegmentCutter::new(stream, arguments.limits);

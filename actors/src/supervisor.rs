@@ -261,6 +261,7 @@ impl Actor for Supervisor {
             counts: plan.manifest.counts.clone(),
             stamps: plan.stamps,
             limits: plan.segment_limits,
+            row_residues_max: plan.schema.residues_max(),
             committed,
             journals: journals.clone(),
             packer: packer.clone(),

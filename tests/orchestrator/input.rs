@@ -167,6 +167,32 @@ fn long_sequences_follow_the_policy() {
     assert!(failed[0][5].contains("12"), "{failed:?}");
 }
 
+/// Vectors so wide that 4,096 residues of them are the most of one row, 1 GiB.
+#[test]
+fn a_record_too_long_for_a_row_per_residue_is_found_before_anything_is_computed() {
+    let text = format!(">short\nMKVLA\n>long\n{}\n>last\nGGGG\n", "MKVLAAGG".repeat(600));
+    let job = || JobFolder::new(&text).set("model.pooling", "none").simulating("hidden=65536");
+    let stopping = job();
+    let file = stopping.at("proteins.fasta").display().to_string();
+    let said =
+        [format!("{file}:3: bad record `long`: 4800 residues, more than the 4096"), "hint: ".to_owned()];
+    run(&mut stopping.command("plan")).expect(5).says(&said);
+    stopping.run_into("results").expect(5).says(&said);
+    assert_eq!(fs::read_dir(stopping.at("results/embeddings")).unwrap().count(), 0);
+    let skipping = job().set("input.on_bad_record", "skip");
+    skipping.run_into("results").expect(3);
+    let outcome = skipping.outcome("results");
+    assert_eq!(ids(&outcome), ["short", "last"]);
+    assert_eq!(
+        outcome.failed_records()[0][1..5],
+        ["long", &skipping.at("proteins.fasta").display().to_string(), "3", "input"]
+    );
+    let cut = job().set("input.max_residues", 4).done_into("results");
+    assert_eq!(ids(&cut), ["short", "long", "last"]);
+    // One vector for all of it is another matter.
+    JobFolder::new(&text).simulating("hidden=65536").set("packing.token_budget", 5000).done_into("results");
+}
+
 #[test]
 fn gaps_are_kept_or_removed() {
     let text = ">a\nMK-VL.A\n>b\nWW\n";

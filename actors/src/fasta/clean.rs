@@ -16,12 +16,14 @@ pub(super) struct Policy {
     /// `u32::MAX`: no limit but that of the residue count's type.
     pub(super) residues_max: u32,
     pub(super) too_long: TooLong,
+    /// Residues whose vectors fit into one row of the result.
+    pub(super) row_residues_max: u32,
 }
 
 impl Policy {
     pub(super) fn of(input: &Input) -> Policy {
         let residues_max = input.max_residues.map_or(u32::MAX, |max| max.get());
-        Policy { gaps: input.gaps, residues_max, too_long: input.too_long }
+        Policy { gaps: input.gaps, residues_max, too_long: input.too_long, row_residues_max: u32::MAX }
     }
 }
 
@@ -74,7 +76,7 @@ const ID_BYTES_MAX: usize = 4096;
 /// Turns a raw record into canonical residues.
 ///
 /// # Errors
-/// [`Flaw`]: no proper id, a byte that is no residue letter, no residue, too many residues.
+/// [`Flaw`]: no proper id, a byte that is no residue letter, no residue, too many residues for the policy or for a row.
 pub(super) fn clean(raw: &RawRecord<'_>, policy: &Policy) -> Result<Cleaned, Flaw> {
     let id = match id_of(raw.header) {
         Ok(id) => id,
@@ -157,7 +159,7 @@ fn residues_of(raw: &RawRecord<'_>, gaps: Gaps, changes: &mut Changes) -> Result
     Ok(residues)
 }
 
-/// Applies the length policy and counts what the vocabulary lacks.
+/// Applies the length policy, then the limit of a row, and counts what the vocabulary lacks.
 fn limit(id: String, mut residues: Vec<u8>, mut changes: Changes, policy: &Policy) -> Result<Cleaned, Flaw> {
     let max = policy.residues_max;
     let residues_in_input = u32::try_from(residues.len()).unwrap_or(u32::MAX);
@@ -174,6 +176,13 @@ fn limit(id: String, mut residues: Vec<u8>, mut changes: Changes, policy: &Polic
                 return Err(Flaw { id, kind: FlawKind::TooLong { residues } });
             }
         }
+    }
+    let row_max = policy.row_residues_max;
+    if pooled_residues > row_max {
+        let reason = format!(
+            "{pooled_residues} residues, more than the {row_max} whose vectors fit into one row of the result; max_residues can cut it"
+        );
+        return Err(Flaw { id, kind: FlawKind::Bad(reason) });
     }
     changes.unknown_letters = residues.iter().filter(|&&letter| is_unknown(letter)).count() as u64;
     Ok(Cleaned { id, residues, pooled_residues, residues_in_input, changes })
@@ -223,7 +232,12 @@ mod tests {
 
     use super::*;
 
-    const KEEP: Policy = Policy { gaps: Gaps::Keep, residues_max: u32::MAX, too_long: TooLong::Stop };
+    const KEEP: Policy = Policy {
+        gaps: Gaps::Keep,
+        residues_max: u32::MAX,
+        too_long: TooLong::Stop,
+        row_residues_max: u32::MAX,
+    };
     const REMOVE: Policy = Policy { gaps: Gaps::Remove, ..KEEP };
 
     fn raw<'a>(header: &'a [u8], body: &'a [u8]) -> RawRecord<'a> {

@@ -141,6 +141,12 @@ impl RecordStream {
         })
     }
 
+    /// Counts records of more residues among the bad ones: their vectors would not fit into one row of the result.
+    pub fn with_row_residues_max(mut self, residues_max: u32) -> RecordStream {
+        self.policy.row_residues_max = residues_max;
+        self
+    }
+
     /// What was read so far.
     pub fn counts(&self) -> &InputCounts {
         &self.counts
@@ -441,6 +447,27 @@ pub(super) mod tests {
         assert!(matches!(&items[1], Item::Record(record)
             if record.residues == b"MKVL" && record.pooled_residues == 3));
         assert_eq!((stream.counts().pooled_first, stream.counts().residues), (1, 9));
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_row_is_a_bad_record_unless_it_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = files(folder.path(), &[b">a\nMKV\n>b\nMKVL\n"]);
+        let read = |input: &Input| -> Result<Vec<Item>, InputError> {
+            RecordStream::open(input, &sources).unwrap().with_row_residues_max(3).collect()
+        };
+        let error = read(&policy()).unwrap_err();
+        assert!(
+            matches!(&error, InputError::BadRecord { line: 3, id, reason, .. }
+            if id == "b" && reason.starts_with("4 residues, more than the 3 whose")),
+            "{error}"
+        );
+        let skipping = Input { on_bad_record: OnBadRecord::Skip, ..policy() };
+        assert!(matches!(&read(&skipping).unwrap()[..], [Item::Record(_), Item::Rejected(_)]));
+        for too_long in [TooLong::Truncate, TooLong::PoolFirst] {
+            let cutting = Input { max_residues: NonZeroU32::new(3), too_long, ..policy() };
+            assert!(matches!(&read(&cutting).unwrap()[..], [Item::Record(_), Item::Record(_)]));
+        }
     }
 
     #[test]

@@ -72,7 +72,7 @@ const PROGRESS_RECORDS: u64 = 4096;
 
 /// Reads all of `sources` once and checks what only the whole input can tell.
 ///
-/// `scratch_dir`: where hashes of ids go once they are too many for memory; made when needed.
+/// `row_residues_max`: see [`RecordStream::with_row_residues_max`]. `scratch_dir`: where hashes of ids go once they are too many for memory; made when needed.
 /// `progress`: called now and then with the bytes read and the bytes in all, as stored.
 ///
 /// # Errors
@@ -81,20 +81,23 @@ const PROGRESS_RECORDS: u64 = 4096;
 pub fn survey(
     input: &Input,
     sources: &[Source],
+    row_residues_max: u32,
     scratch_dir: &Path,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Survey, InputError> {
-    survey_with(input, sources, scratch_dir, progress, xxh3_64)
+    survey_with(input, sources, row_residues_max, scratch_dir, progress, xxh3_64)
 }
 
 fn survey_with(
     input: &Input,
     sources: &[Source],
+    row_residues_max: u32,
     scratch_dir: &Path,
     progress: &dyn Fn(u64, u64),
     hash: IdHash,
 ) -> Result<Survey, InputError> {
-    let mut stream = RecordStream::open(input, sources)?;
+    let open = || Ok(RecordStream::open(input, sources)?.with_row_residues_max(row_residues_max));
+    let mut stream: RecordStream = open()?;
     let mut ids = IdHashes::new(scratch_dir, hash);
     let mut letters = LetterCensus::new(input.alphabet);
     let mut lengths = Lengths::default();
@@ -134,7 +137,7 @@ fn survey_with(
     let repeated_ids = match input.duplicate_ids {
         DuplicateIds::Keep => ids.suspects(0)?.repeats,
         DuplicateIds::Stop => {
-            let (duplicates, repeats) = ids.duplicates(|| RecordStream::open(input, sources))?;
+            let (duplicates, repeats) = ids.duplicates(open)?;
             if !duplicates.is_empty() {
                 return Err(InputError::DuplicateIds { duplicates, repeats });
             }
@@ -281,7 +284,7 @@ mod tests {
     fn run_with(input: &Input, contents: &[&[u8]], hash: IdHash) -> Result<Survey, (String, InputError)> {
         let folder = tempfile::tempdir().unwrap();
         let sources = files(folder.path(), contents);
-        survey_with(input, &sources, &folder.path().join("scratch"), &|_, _| {}, hash)
+        survey_with(input, &sources, u32::MAX, &folder.path().join("scratch"), &|_, _| {}, hash)
             .map_err(|error| (without_folder(&error.to_string(), folder.path()), error))
     }
 
@@ -340,8 +343,10 @@ mod tests {
         }
         let sources = files(folder.path(), &[content.as_bytes(), b">last\nMK"]);
         let seen = RefCell::new(Vec::new());
-        survey(&policy(), &sources, folder.path(), &|read, total| seen.borrow_mut().push((read, total)))
-            .unwrap();
+        survey(&policy(), &sources, u32::MAX, folder.path(), &|read, total| {
+            seen.borrow_mut().push((read, total))
+        })
+        .unwrap();
         let seen = seen.into_inner();
         let total = content.len() as u64 + 8;
         assert_eq!(seen.len(), 3);

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use arrow_schema::{DataType, Field, FieldRef, Schema};
 use config::Float;
 
+use super::writer::ROW_BYTES_MAX;
+
 /// Widest embedding taken: far above any model (ESM-2 15B has 5,120), low enough that a damaged file
 /// cannot ask for absurd memory.
 pub(super) const HIDDEN_MAX: usize = 1 << 20;
@@ -56,6 +58,14 @@ impl PartSchema {
     /// Returns the bytes of one vector as stored, before compression.
     pub(super) fn vector_bytes(&self) -> usize {
         self.hidden * self.value_bytes()
+    }
+
+    /// Returns how many residues a record may have for its row to be stored.
+    pub fn residues_max(&self) -> u32 {
+        if !self.per_residue {
+            return u32::MAX;
+        }
+        u32::try_from(ROW_BYTES_MAX / self.vector_bytes().max(1)).unwrap_or(u32::MAX)
     }
 
     /// Returns the bytes of one number as stored, before compression.

@@ -53,7 +53,7 @@ fn read(input: &Input, file: &[u8]) -> Outcome {
     }
     check(input, &items, file.len(), &stream);
     // The survey may refuse what the stream takes (nucleotides, repeated ids), never the other way round.
-    let surveyed = survey(input, &sources, &folder.path().join("scratch"), &|_, _| {});
+    let surveyed = survey(input, &sources, u32::MAX, &folder.path().join("scratch"), &|_, _| {});
     if let Ok(surveyed) = surveyed {
         assert_eq!(surveyed.counts, *stream.counts());
         assert_eq!(surveyed.files, stream.digests());
