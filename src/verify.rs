@@ -1,6 +1,7 @@
 //! The command `verify`: is a result folder whole, and is it what its manifest says?
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 
 use actors::manifest::{Manifest, ResultFolder, RunStatus, SegmentEntry, Totals};
 use actors::part::PartReader;
@@ -151,11 +152,13 @@ fn check_rows(folder: &ResultFolder, entry: &SegmentEntry) -> Result<(), String>
 
 fn check_failed_list(folder: &ResultFolder, manifest: &Manifest) -> Option<String> {
     let path = folder.failed();
-    let text = match actors::files::read_text(&path) {
-        Ok(text) => text,
-        Err(error) => return Some(format!("`{}` cannot be read: {error}", path.display())),
+    let open = || actors::files::open_regular(&path).map(|file| BufReader::new(file).lines());
+    let unreadable = |error| Some(format!("`{}` cannot be read: {error}", path.display()));
+    let counted = open().and_then(|mut lines| lines.try_fold(0, |count, line| line.map(|_| count + 1)));
+    let lines = match counted {
+        Ok(lines) => u64::saturating_sub(lines, 1),
+        Err(error) => return unreadable(error),
     };
-    let lines = text.lines().count().saturating_sub(1) as u64;
     if lines != manifest.totals.failed {
         return Some(format!(
             "`{}` lists {lines} records, expected {}",
@@ -163,11 +166,24 @@ fn check_failed_list(folder: &ResultFolder, manifest: &Manifest) -> Option<Strin
             manifest.totals.failed
         ));
     }
-    // A segment's list that cannot be read is a problem of its own, already told.
-    let expected = actors::failed::joined(folder, manifest).ok()?;
-    let differs = text.lines().zip(expected.lines()).position(|(found, expected)| found != expected);
-    let line = differs? + 1;
-    Some(format!("`{}`: line {line} is not that of its segment's list in `.state`", path.display()))
+    let mut found = match open() {
+        Ok(lines) => lines,
+        Err(error) => return unreadable(error),
+    };
+    let mut number = 0;
+    for piece in actors::failed::pieces(folder, manifest) {
+        // A segment's list that cannot be read is a problem of its own, already told.
+        for expected in piece.ok()?.lines() {
+            number += 1;
+            if found.next()?.is_ok_and(|found| found != expected) {
+                let path = path.display();
+                return Some(format!(
+                    "`{path}`: line {number} is not that of its segment's list in `.state`"
+                ));
+            }
+        }
+    }
+    None
 }
 
 /// Parts that the manifest does not name; `run` deletes them.

@@ -4,11 +4,12 @@
 //! end of a session they are put together in input order.
 
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Write as _};
 
 use crate::files;
 use crate::identity::SegmentId;
-use crate::manifest::{Manifest, ResultFolder, write_whole};
+use crate::manifest::{Manifest, ResultFolder};
+use crate::part::PendingFile;
 
 /// First line of `failed.tsv`.
 pub const HEADER: &str = "index\tid\tfile\tline\tstage\treason\n";
@@ -70,24 +71,27 @@ pub fn count_at(folder: &ResultFolder, segment: SegmentId, stage: Stage) -> io::
     Ok(lines.lines().filter(|line| line.split('\t').nth(4) == Some(stage.name())).count())
 }
 
-/// The text of `failed.tsv`, put together from the files of the committed segments.
+/// The text of `failed.tsv` in pieces: its header, then the lists of the committed segments. No more than one is in
+/// memory at a time, since all together may be as large as the input.
 ///
-/// # Errors
-/// Those of the file system, and a missing file of a segment that has failed records.
-pub fn joined(folder: &ResultFolder, manifest: &Manifest) -> io::Result<String> {
-    let mut text = HEADER.to_owned();
-    for (&segment, entry) in &manifest.segments {
-        if entry.failed > 0 {
-            text += &files::read_text(&folder.failed_of(SegmentId(segment)))?;
-        }
-    }
-    Ok(text)
+/// Yields the errors of the file system, and those of a missing list of a segment that has failed records.
+pub fn pieces<'a>(
+    folder: &'a ResultFolder,
+    manifest: &'a Manifest,
+) -> impl Iterator<Item = io::Result<String>> + 'a {
+    let listing = manifest.segments.iter().filter(|(_, entry)| entry.failed > 0);
+    let lists = listing.map(|(&segment, _)| files::read_text(&folder.failed_of(SegmentId(segment))));
+    std::iter::once(Ok(HEADER.to_owned())).chain(lists)
 }
 
 /// Writes `failed.tsv`.
 ///
 /// # Errors
-/// As [`joined`].
+/// As those that [`pieces`] yields.
 pub fn assemble(folder: &ResultFolder, manifest: &Manifest) -> io::Result<()> {
-    write_whole(&folder.failed(), joined(folder, manifest)?.as_bytes())
+    let pending = PendingFile::create(&folder.failed())?;
+    for piece in pieces(folder, manifest) {
+        (&pending).write_all(piece?.as_bytes())?;
+    }
+    pending.commit()
 }

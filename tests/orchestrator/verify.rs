@@ -1,13 +1,14 @@
 //! `verify`: 0 when the result is whole, 4 when it is not, and what is wrong with it.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
 use crate::job::JobFolder;
 use crate::outcome::segments_committed;
-use crate::process::{Finished, Running, program, run};
+use crate::process::{Finished, PROGRAM, Running, program, run, without_settings};
 use crate::proteins::fasta;
 
 fn verify(job: &JobFolder) -> Finished {
@@ -216,4 +217,19 @@ fn another_folder_is_no_result() {
     let job = job();
     fs::create_dir(job.at("results")).unwrap();
     verify(&job).expect(2).says(["is not a result folder: it has no run.json", "hint: "]);
+}
+
+#[test]
+fn a_long_list_of_failed_records_is_not_held_in_memory() {
+    let bad = (0..4000).map(|number| format!(">bad{number}{}\nMKV1\n", "x".repeat(4000)));
+    let job = JobFolder::new(bad.collect::<String>())
+        .set("input.on_bad_record", "skip")
+        .set("output.segment_sequences", 250);
+    job.run_into("results").expect(3);
+    assert!(fs::metadata(job.at("results/failed.tsv")).unwrap().len() > 16_000_000);
+    let mut command = Command::new("sh");
+    // Data, in KiB.
+    command.args(["-c", "ulimit -d 12288 && exec \"$0\" \"$@\"", PROGRAM, "verify"]);
+    without_settings(command.arg(job.at("results")));
+    run(&mut command).expect(0);
 }
