@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::{EngineDescription, EngineOptions};
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ractor::{
+    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, RactorErr, SpawnErr, SupervisionEvent,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::fasta::InputError;
@@ -846,7 +848,8 @@ impl SupervisorState {
         self.roles.clear();
         for actor in self.pipeline.drain(..) {
             let name = actor.get_name().unwrap_or_default();
-            if actor.stop_and_wait(None, Some(STOP_MAX)).await.is_err() {
+            // A stop would overtake what is in its mailbox: batches that the packer has delivered.
+            if let Err(RactorErr::Timeout) = actor.drain_and_wait(Some(STOP_MAX)).await {
                 tracing::error!(actor = name, seconds = STOP_MAX.as_secs(), "does not stop, left behind");
             }
         }

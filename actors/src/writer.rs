@@ -359,7 +359,8 @@ impl Actor for Writer {
                 tracing::info!(%segment, rows, failed, "segment committed");
                 state.committing = state.committing.saturating_sub(1);
                 state.journal.end(segment);
-                state.packer.cast(PackerMessage::SegmentCommitted(segment))?;
+                // A packer that is gone is the supervisor's to notice; the journals are still to be brought up to date.
+                let _ = state.packer.cast(PackerMessage::SegmentCommitted(segment));
                 state.telemetry.tell(TelemetryMessage::SegmentCommitted { records, failed, residues });
             }
             WriterMessage::CommitFailed(error) => {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::job::JobFolder;
-use crate::outcome::{computed_so_far, manifest, segments_committed};
+use crate::outcome::{computed_so_far, manifest, segments_committed, taken_from_journal};
 use crate::process::Running;
 use crate::proteins::fasta;
 
@@ -123,6 +123,23 @@ fn a_fast_run_writes_no_journal_and_fresh_deletes_one() {
     run.kill();
     let finished = job.simulating("").run_into("results").expect(0);
     assert!(!finished.stderr.contains("taken from the journal"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_stop_waits_for_what_the_writer_was_told_before() {
+    let undisturbed = job().simulating("").done_into("undisturbed");
+    let job = job();
+    let mut command = job.command_into("results");
+    // Batches come faster than the writer takes them.
+    let mut run = Running::start(command.env("VIRNUCPRO_FAULTS", "writer:0=delay-60"));
+    run.wait_until("a third is computed", |_| computed_so_far(&job.at("results")) > 200);
+    run.signal(Signal::TERM);
+    run.finish().expect(75).says(["stopped by SIGTERM"]);
+    let computed = computed_so_far(&job.at("results"));
+    let job = job.simulating("");
+    let taken = taken_from_journal(&job.run_into("results").expect(0).stderr);
+    assert!(computed > 200 && taken >= computed, "{taken} of {computed} kept");
+    job.outcome("results").assert_same(&undisturbed, "after the writer lagged behind");
 }
 
 #[test]

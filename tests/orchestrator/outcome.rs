@@ -114,6 +114,13 @@ pub(crate) fn computed_so_far(folder: &Path) -> u64 {
     status["snapshot"]["sequences_computed"].as_u64().unwrap_or(0)
 }
 
+/// How many sequences a session took from the journal, by its last word on it.
+pub(crate) fn taken_from_journal(stderr: &str) -> u64 {
+    let line = stderr.lines().rfind(|line| line.contains("taken from the journal"));
+    let count = line.and_then(|line| line.split("sequences=").nth(1)?.split_whitespace().next());
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
 /// Inode and time of change of every committed part: they stay while nobody writes it again.
 pub(crate) fn committed_files(folder: &Path) -> BTreeMap<String, (u64, i64, i64)> {
     use std::os::unix::fs::MetadataExt;
