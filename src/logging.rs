@@ -30,7 +30,7 @@ use crate::failure::{Exit, Failure};
 use crate::progress::Display;
 
 /// The modules that log, as a filter may name them; those above them may be named, too.
-const MODULES: [&str; 21] = [
+const MODULES: [&str; 22] = [
     "actors::inference",
     "actors::journal",
     "actors::monitor::gpu",
@@ -43,6 +43,7 @@ const MODULES: [&str; 21] = [
     "virnucpro_orch::dashboard::live",
     "virnucpro_orch::dashboard::screen",
     "virnucpro_orch::metrics",
+    "virnucpro_orch::preparation",
     "virnucpro_orch::progress",
     "virnucpro_orch::recorder",
     "virnucpro_orch::report",

@@ -224,7 +224,7 @@ fn formats_of_one_vector_per_record_refuse_residues() {
                 format.name()
             )
         );
-        assert_eq!(names(&run.out()), [""; 0]);
+        assert!(!run.out().exists());
     }
 }
 
