@@ -3,6 +3,8 @@
 //!
 //! Where standard error is the journal's, lines begin with their priority (`<4>` for a warning) in place of the time,
 //! which the journal has of its own.
+//!
+//! Nobody who logs waits for a disk or a reader: both ways lead through an [`Outlet`].
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -13,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use actors::{EventLevel, bounds};
-use indicatif::MultiProgress;
+use indicatif::{MultiProgress, ProgressDrawTarget};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
@@ -27,10 +29,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::dashboard::screen;
 use crate::failure::{Exit, Failure};
+use crate::outlet::Outlet;
 use crate::progress::Display;
+use crate::stderr;
 
 /// The modules that log, as a filter may name them; those above them may be named, too.
-const MODULES: [&str; 22] = [
+const MODULES: [&str; 23] = [
     "actors::inference",
     "actors::journal",
     "actors::monitor::gpu",
@@ -43,6 +47,7 @@ const MODULES: [&str; 22] = [
     "virnucpro_orch::dashboard::live",
     "virnucpro_orch::dashboard::screen",
     "virnucpro_orch::metrics",
+    "virnucpro_orch::outlet",
     "virnucpro_orch::preparation",
     "virnucpro_orch::progress",
     "virnucpro_orch::recorder",
@@ -58,8 +63,18 @@ const MODULES: [&str; 22] = [
 /// The progress bars on standard error, so that log lines are written above them.
 pub(crate) fn bars() -> &'static MultiProgress {
     static BARS: OnceLock<MultiProgress> = OnceLock::new();
-    BARS.get_or_init(MultiProgress::new)
+    BARS.get_or_init(|| {
+        MultiProgress::with_draw_target(match io::IsTerminal::is_terminal(&io::stderr()) {
+            true => {
+                ProgressDrawTarget::term_like_with_hz(Box::new(stderr::Bars::default()), FRAMES_PER_S_MAX)
+            }
+            false => ProgressDrawTarget::hidden(),
+        })
+    })
 }
+
+/// Most frames of the bars in a second.
+const FRAMES_PER_S_MAX: u8 = 20;
 
 /// Standard error without tearing a progress bar.
 #[derive(Clone, Copy)]
@@ -67,11 +82,10 @@ struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Nobody may be reading any more (`2>&1 | head`): a log line is no reason to end a run.
         if screen::is_taken() {
             // The dashboard and `run.log` tell it.
         } else if bars().is_hidden() {
-            let _ = io::stderr().lock().write_all(bytes);
+            stderr::log(bytes);
         } else {
             // Not `suspend`, which panics when the terminal is gone.
             let _ = bars().println(String::from_utf8_lossy(bytes).trim_end_matches('\n'));
@@ -135,10 +149,10 @@ fn logs(module: &str) -> bool {
 /// On a terminal with a bar or a dashboard only warnings go to standard error; `run.log` gets everything that
 /// the job's filter lets through.
 pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, display: Display) -> Result<(), Failure> {
-    let file = File::options().create(true).append(true).open(log).map_err(|error| {
+    let file = File::options().create(true).append(true).open(log).and_then(log_outlet).map_err(|error| {
         Failure::new(Exit::Failed, format!("failed to open log `{}`: {error}", log.display()))
     })?;
-    let to_file = fmt::layer().with_ansi(false).with_target(false).with_writer(Mutex::new(LogFile(file)));
+    let to_file = fmt::layer().with_ansi(false).with_target(false).with_writer(move || file);
     let stderr_filter = if display.has_bar() { "warn" } else { &telemetry.log };
     let told = filter_fn(belongs_to_dashboard).with_max_level_hint(LevelFilter::WARN);
     let to_dashboard = (display == Display::Dashboard).then(|| ToDashboard.with_filter(told));
@@ -291,17 +305,20 @@ impl Visit for Words {
     }
 }
 
-/// A full disk must not end the run through its log.
-struct LogFile(File);
+/// The way to `run.log` during a run.
+static LOG: OnceLock<&'static Outlet> = OnceLock::new();
 
-impl Write for LogFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = self.0.write_all(bytes);
-        Ok(bytes.len())
-    }
+fn log_outlet(mut file: File) -> io::Result<&'static Outlet> {
+    // A full disk must not end the run through its log.
+    let outlet = Outlet::start("run.log", "log", move |line| drop(file.write_all(line)))?;
+    Ok(LOG.get_or_init(|| outlet))
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+/// Waits until everything that was logged and said is written, unless nobody takes it: before each end of the process.
+pub(crate) fn flush() {
+    stderr::flush();
+    if let Some(log) = LOG.get() {
+        log.flush();
     }
 }
 

@@ -18,6 +18,7 @@ mod identity;
 mod init;
 mod logging;
 mod metrics;
+mod outlet;
 mod plan;
 mod preparation;
 mod progress;
@@ -68,11 +69,10 @@ fn main() -> ExitCode {
         Command::GpuCheckPart(arguments) => gpu_check::part_of_it(arguments.part, &arguments.check),
         Command::Worker => worker::worker(),
     };
-    match result {
-        Ok(exit) => exit.into(),
-        Err(failure) => {
-            failure.print();
-            failure.exit.into()
-        }
-    }
+    let exit = result.unwrap_or_else(|failure| {
+        failure.print();
+        failure.exit
+    });
+    logging::flush();
+    exit.into()
 }

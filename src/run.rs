@@ -35,7 +35,7 @@ use crate::{identity, logging, progress, report, shortage, signals, summary};
 /// Threads for actors, sockets, timers and signals, beside `main`.
 const WORKER_THREADS: usize = 2;
 /// Threads that a run has at least: those, the ones named in docs/ARCHITECTURE.md, and some that tokio blocks.
-const THREADS_MIN: usize = 16;
+const THREADS_MIN: usize = 18;
 
 /// What to say when results vanish under a run.
 const FOLDER_GONE: &str = "something removed or changed files of the result; what is gone is computed again";
@@ -46,6 +46,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit, Failure> {
     job.telemetry.progress = arguments.progress.map_or(job.telemetry.progress, Into::into);
     // However this ends, a panic of this thread included.
     let _restored = GiveBack;
+    crate::stderr::start().map_err(|error| no_more_threads(&error))?;
     shortage::has_threads(THREADS_MIN).map_err(|error| no_more_threads(&error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
@@ -252,6 +253,8 @@ fn tell_the_end(
     };
     recorder.close(snapshot, status, reason.clone());
     report::write_at_end(folder, manifest, snapshot, ending, reason);
+    // Who reads slowly, too, gets the last words whole.
+    logging::flush();
     if status == RunStatus::Done {
         summary::print_done(folder, manifest, snapshot);
     } else {

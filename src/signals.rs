@@ -159,6 +159,7 @@ impl Target {
         crate::dashboard::screen::give_back();
         crate::stderr::say(format_args!("second signal ({name}): leaving at once; the same command resumes"));
         crate::result_folder::give_lock_back();
+        crate::logging::flush();
         std::process::exit(Exit::Interrupted as i32);
     }
 }
@@ -183,6 +184,7 @@ fn end_before_run(aim: &Aim, reason: &StopReason) -> ! {
         let _ = std::fs::remove_file(socket);
     }
     crate::result_folder::give_lock_back();
+    crate::logging::flush();
     std::process::exit(Exit::Resumable as i32);
 }
 

@@ -46,6 +46,10 @@ pub const SIGNALS: usize = 4;
 /// Viewers of one run at once; more are turned away.
 pub const VIEWERS: usize = 64;
 
+/// Texts on their way to standard error, and as many to `run.log`: what is logged and finds no room is left out and
+/// counted. Enough for three hours of lines of a run, and for its busiest moment.
+pub const TEXTS: usize = 1024;
+
 /// Log lines that a dashboard has not taken yet, and those that it keeps; older ones are in `run.log`.
 pub const LOG_LINES: usize = 300;
 

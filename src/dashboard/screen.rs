@@ -90,6 +90,8 @@ pub(crate) fn give_back() {
     for text in words {
         crate::stderr::say(text);
     }
+    // A suspension, or another dashboard, may follow.
+    crate::stderr::flush();
 }
 
 /// A lock, unless a terminal that takes no bytes keeps somebody else from giving it back.
@@ -111,6 +113,7 @@ pub(crate) struct GiveBack;
 impl Drop for GiveBack {
     fn drop(&mut self) {
         give_back();
+        crate::logging::flush();
     }
 }
 
@@ -261,6 +264,8 @@ impl Screen {
     }
 
     fn take(&mut self) -> io::Result<()> {
+        // What was said before belongs on the ordinary screen.
+        crate::stderr::flush();
         let modes = rustix::termios::tcgetattr(&self.keyboard)?;
         let ours = raw(&modes);
         *lock(&BEFORE) = Some(Before { modes, owner: std::thread::current().id() });
@@ -374,7 +379,12 @@ impl Drop for Screen {
 }
 
 fn size() -> Rect {
-    match rustix::termios::tcgetwinsize(io::stdout()) {
+    size_of(io::stdout())
+}
+
+/// The size of a terminal, in letters.
+pub(crate) fn size_of(terminal: impl AsFd) -> Rect {
+    match rustix::termios::tcgetwinsize(terminal) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => Rect::new(0, 0, size.ws_col, size.ws_row),
         _ => SIZE_UNKNOWN,
     }

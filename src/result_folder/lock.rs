@@ -411,6 +411,7 @@ fn end_at_once(lost: &str) {
          hint: what is committed stays; make sure that only one run uses the folder, then run the same \
          command again"
     ));
+    crate::logging::flush();
     std::process::exit(Exit::Resumable as i32);
 }
 

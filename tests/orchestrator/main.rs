@@ -47,4 +47,5 @@ mod suspended;
 mod telemetry;
 mod terminal;
 mod terminal_dashboard;
+mod unread;
 mod verify;

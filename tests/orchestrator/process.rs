@@ -126,6 +126,15 @@ impl Running {
         self.child.stdin.as_mut().unwrap().write_all(input).unwrap();
     }
 
+    /// Starts a command whose standard error, here, is full already and not read.
+    pub(crate) fn start_unread(command: &mut Command, stderr: impl Into<Stdio>) -> Self {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        // Else the command would keep it open.
+        command.stderr(Stdio::null());
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        Self { child, started: Instant::now(), stdout: None, stderr, stderr_thread: None }
+    }
+
     fn start_with(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut out = child.stdout.take().unwrap();
@@ -241,8 +250,11 @@ impl Running {
             std::thread::sleep(POLL);
         };
         let elapsed = self.started.elapsed();
-        let stdout = String::from_utf8(self.stdout.take().unwrap().join().unwrap()).unwrap();
-        self.stderr_thread.take().unwrap().join().unwrap();
+        let stdout = self.stdout.take().map(|thread| thread.join().unwrap()).unwrap_or_default();
+        let stdout = String::from_utf8(stdout).unwrap();
+        if let Some(thread) = self.stderr_thread.take() {
+            thread.join().unwrap();
+        }
         Finished { status, stdout, stderr: self.stderr(), elapsed }
     }
 
