@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Who takes something now and then is waited for so long.
 const PATIENCE_MAX: Duration = Duration::from_secs(10);
 
+/// Enough for writing and for a line of the log; the memory of a process may be limited.
+const STACK_BYTES: usize = 256 << 10;
+
 /// A place for text, for as long as the process lives.
 pub(crate) struct Outlet {
     /// What it leads to, in words.
@@ -70,7 +73,8 @@ impl Outlet {
     ) -> io::Result<&'static Self> {
         let outlet: &'static Self =
             Box::leak(Box::new(Self { name, state: Mutex::default(), changed: Condvar::new() }));
-        std::thread::Builder::new().name(thread.to_owned()).spawn(move || outlet.drain(write))?;
+        let builder = std::thread::Builder::new().name(thread.to_owned()).stack_size(STACK_BYTES);
+        builder.spawn(move || outlet.drain(write))?;
         Ok(outlet)
     }
 

@@ -34,8 +34,9 @@ use crate::{identity, logging, progress, report, shortage, signals, summary};
 
 /// Threads for actors, sockets, timers and signals, beside `main`.
 const WORKER_THREADS: usize = 2;
-/// Threads that a run has at least: those, the ones named in docs/ARCHITECTURE.md, and some that tokio blocks.
-const THREADS_MIN: usize = 18;
+/// Threads that a run has at least: those, the ones named in docs/ARCHITECTURE.md, and some that tokio blocks. Not too few:
+/// where memory is limited, what is tried must be more than what comes.
+const THREADS_MIN: usize = 22;
 
 /// What to say when results vanish under a run.
 const FOLDER_GONE: &str = "something removed or changed files of the result; what is gone is computed again";
