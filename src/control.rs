@@ -29,6 +29,8 @@ const REQUEST_BYTES_MAX: u64 = 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between two snapshots of a run that is being prepared, for those who watch it.
 const PREPARING_INTERVAL: Duration = Duration::from_millis(250);
+/// Pause after a connection that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(100);
 /// What is said to other wishes meanwhile.
 const NOT_BEGUN: &str = "it has not begun: it still reads its input, and no device is at work";
 /// Time between two snapshots kept on disk, for those who ask after a crash.
@@ -176,7 +178,12 @@ fn short_name_of(folder: &Path) -> io::Result<ShortName> {
 
 async fn serve(listener: UnixListener, job: Target) {
     let viewers = Arc::new(Semaphore::new(bounds::VIEWERS));
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        // For want of open files, as a rule, which others give back.
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        };
         // Too many at once: this one is turned away by the closing of its connection.
         let Ok(place) = viewers.clone().try_acquire_owned() else { continue };
         let job = job.clone();

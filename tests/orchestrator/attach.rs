@@ -434,3 +434,24 @@ fn another_user_is_told_whose_job_it_is() {
     let words = String::from_utf8(status.stdout).unwrap();
     assert!(words.starts_with("not running: it was killed"), "{words}");
 }
+
+#[test]
+fn too_few_open_files_for_a_moment_do_not_end_the_socket() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    // Nothing else opens files meanwhile.
+    let job = job().simulating("load_ms=60000").set("restart.shutdown_grace_ms", 3000);
+    let results = job.at("results");
+    let mut running = job.start_into("results");
+    running.wait_until("workers", |running| running.workers().len() == 2);
+    assert_eq!(status(&results)["status"], "running");
+    let process = Pid::from_raw(running.id() as i32);
+    let before = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(3), maximum: before.maximum };
+    prlimit(process, Resource::Nofile, none).unwrap();
+    let unanswered = run(program(["status", "--json"]).arg(&results)).expect(1);
+    assert!(unanswered.stdout.contains("no-answer"), "{unanswered:?}");
+    prlimit(process, Resource::Nofile, before).unwrap();
+    assert_eq!(status(&results)["status"], "running");
+    run(program(["stop"]).arg(&results)).expect(0);
+    running.finish().expect(75);
+}
