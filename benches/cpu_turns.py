@@ -84,11 +84,32 @@ class Ours:
         self.process.wait()
 
 
+def cut(a, folder):
+    """A model of the first layers alone; and the harness, told of its size: its workers are started from its file."""
+    from safetensors.torch import load_file, save_file
+    whole, size = os.path.join(a.models, a.size), f"{a.size}-{a.layers}"
+    model = os.path.join(folder, size)
+    os.makedirs(model)
+    config = json.load(open(os.path.join(whole, "config.json")))
+    config["num_hidden_layers"] = a.layers
+    json.dump(config, open(os.path.join(model, "config.json"), "w"))
+    kept = {name: tensor for name, tensor in load_file(os.path.join(whole, "model.safetensors")).items()
+            if ".layer." not in name or int(name.split(".layer.")[1].split(".")[0]) < a.layers}
+    save_file(kept, os.path.join(model, "model.safetensors"), metadata={"format": "pt"})
+    shape = (a.layers, config["hidden_size"], config["num_attention_heads"])
+    harness = os.path.join(folder, os.path.basename(a.harness))
+    with open(harness, "w") as file:
+        file.write(open(a.harness).read().replace("SIZES = {", f'SIZES = {{"{size}": {shape}, ', 1))
+    return folder, size, harness
+
+
 def measure(a):
+    folder = tempfile.mkdtemp(prefix="turns_")
+    if a.layers:
+        a.models, a.size, a.harness = cut(a, folder)
     spec = importlib.util.spec_from_file_location("harness", a.harness)
     harness = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(harness)
-    folder = tempfile.mkdtemp(prefix="turns_")
     records = harness.pick(harness.read_fasta(a.fasta), a.limit)
     fasta = os.path.join(folder, "picked.fasta")
     with open(fasta, "w") as file:
@@ -164,6 +185,7 @@ def main():
     p.add_argument("--models", default="models")
     p.add_argument("--cache", default=tempfile.gettempdir())
     p.add_argument("--size", default="8m")
+    p.add_argument("--layers", type=int, help="only so many of the model's layers, for short passes of large models")
     p.add_argument("--fasta")
     p.add_argument("--limit", type=int, default=8, help="sequences, spread evenly over the lengths")
     p.add_argument("--ours")
