@@ -106,11 +106,12 @@ impl MakeWriter<'_> for AboveBars {
     }
 }
 
-/// Checks the filter of a job before anything is begun.
+/// Checks the filter of a job before anything is begun; from here on errors are told as its log is.
 ///
 /// # Errors
 /// If it cannot be read, or names what never logs: it would let nothing through, and nobody would know why.
 pub(crate) fn check(telemetry: &config::Telemetry) -> Result<(), Failure> {
+    SPEAKS_JSON.store(telemetry.log_format == config::LogFormat::Json, Ordering::Relaxed);
     filter(&telemetry.log).map(drop)
 }
 
@@ -172,7 +173,6 @@ pub(crate) fn start(telemetry: &config::Telemetry, log: &Path, display: Display)
             }
         }
         config::LogFormat::Json => {
-            SPEAKS_JSON.store(true, Ordering::Relaxed);
             registry.with(to_stderr.json().with_filter(filter(stderr_filter)?)).init();
         }
     }

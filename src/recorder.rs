@@ -376,6 +376,8 @@ struct Recording {
     bytes: usize,
     /// Number of the latest event written.
     event: Option<u64>,
+    /// Time of the latest snapshot written: a telemetry that has not got round to another one shows it again.
+    sampled_s: Option<f64>,
     /// Whether the last line may be torn.
     torn: bool,
     warned: bool,
@@ -393,6 +395,7 @@ impl Recording {
             session,
             bytes: 0,
             event: None,
+            sampled_s: None,
             warned: false,
         };
         recording.append(&[recording.line(0.0, Entry::Session(Box::new(start)))]);
@@ -417,7 +420,10 @@ impl Recording {
                 lines.push(self.line(at_s, Entry::Event { number, level, device, text }));
             }
         }
-        lines.push(self.line(snapshot.elapsed_s, Entry::Sample(Box::new(Sample::of(snapshot)))));
+        if self.sampled_s.is_none_or(|before| rounded(snapshot.elapsed_s) > rounded(before)) {
+            self.sampled_s = Some(snapshot.elapsed_s);
+            lines.push(self.line(snapshot.elapsed_s, Entry::Sample(Box::new(Sample::of(snapshot)))));
+        }
         self.append(&lines);
         snapshot.elapsed_s
     }

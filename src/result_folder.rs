@@ -25,6 +25,10 @@ impl LockedFolder {
     /// # Errors
     /// If it cannot be written to, or another run holds it.
     pub(crate) fn open(directory: &Path) -> Result<Self, Failure> {
+        if directory.canonicalize().is_ok_and(|folder| folder.parent().is_none()) {
+            let text = format!("output.directory = `{}` is the root of the file system", directory.display());
+            return Err(Failure::new(Exit::Usage, text).hint("give the result a folder of its own"));
+        }
         let folder = ResultFolder(directory.to_owned());
         let ours = folder.state().is_dir() || folder.manifest().is_file();
         let names = [folder.failed(), folder.log()].into_iter().chain(about_the_run(&folder));

@@ -146,7 +146,15 @@ async fn run_job(job: &Job, arguments: &RunArguments) -> Result<Exit, Failure> {
         locked.remove_uncommitted(&manifest)?;
         write_failed(&locked.folder, &manifest).map_err(|error| Failure::because(Exit::Failed, &error))?;
         warn_of_foreign_files(&locked.folder);
-        crate::stderr::say(format_args!("nothing to do: `{}` is complete", job.output.directory.display()));
+        let failed = match manifest.totals.failed {
+            0 => String::new(),
+            failed => format!(
+                "; {failed} of its records failed: failed.tsv says why, and --retry-failed tries again those that no \
+                 device could compute"
+            ),
+        };
+        let folder = job.output.directory.display();
+        crate::stderr::say(format_args!("nothing to do: `{folder}` is complete{failed}"));
         return Ok(finished(&manifest));
     }
     manifest.status = RunStatus::Running;

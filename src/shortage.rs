@@ -49,14 +49,17 @@ pub(crate) fn of_open_files_for(devices: usize) -> Option<String> {
 
 /// What to do where no more threads or memory may be had: names the limit that is reached.
 pub(crate) fn of_threads_or_memory() -> String {
-    let memory = getrlimit(Resource::As).current;
     // A thread takes its stack at least, and the allocator more where it can.
     let is_near = |used: u64, limit: u64| used + NEAR_BYTES > limit || used > limit / 2;
-    if let Some(limit) = memory.filter(|&limit| address_space().is_none_or(|used| is_near(used, limit))) {
-        let kib = limit >> 10;
-        return format!(
-            "the memory of this process is limited to {kib} KiB: raise that limit (`ulimit -v`), or the memory of the job"
-        );
+    for (resource, used, option) in [(Resource::As, "VmSize:", "-v"), (Resource::Data, "VmData:", "-d")] {
+        let limit = getrlimit(resource).current;
+        if let Some(limit) = limit.filter(|&limit| memory_of(used).is_none_or(|used| is_near(used, limit))) {
+            let kib = limit >> 10;
+            return format!(
+                "the memory of this process is limited to {kib} KiB: raise that limit (`ulimit {option}`), or the memory \
+                 of the job"
+            );
+        }
     }
     match getrlimit(Resource::Nproc).current {
         Some(limit) => format!(
@@ -71,10 +74,10 @@ pub(crate) fn of_threads_or_memory() -> String {
 /// kept for each: half of the limit counts, too.
 const NEAR_BYTES: u64 = 64 << 20;
 
-/// Memory that this process has asked for, used or not, bytes.
-fn address_space() -> Option<u64> {
+/// Memory that this process has asked for, used or not, of the kind so named in its status, bytes.
+fn memory_of(kind: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let text = status.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
+    let text = status.lines().find_map(|line| line.strip_prefix(kind))?;
     text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -108,7 +111,9 @@ mod tests {
         assert!(told.contains("files open") && told.contains("ulimit -n"), "{told}");
         let told = remedy("out of memory: Cannot allocate memory (os error 12)").unwrap();
         assert!(told.contains("memory of") || told.contains("ulimit -u"), "{told}");
-        assert!(address_space().is_none_or(|bytes| bytes > 1 << 20));
+        for kind in ["VmSize:", "VmData:"] {
+            assert!(memory_of(kind).is_none_or(|bytes| bytes > 1 << 20), "{kind}");
+        }
         let lost = "all devices were lost: sim:0: worker could not be started: no (os error 11)";
         assert!(remedy(lost).is_some());
         assert_eq!(remedy("failed to lock `lock`: Resource temporarily unavailable (os error 11)"), None);

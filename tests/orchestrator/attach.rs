@@ -261,7 +261,8 @@ fn standard_input_that_is_being_stored_is_told_by_its_bytes() {
 
 #[test]
 fn a_file_instead_of_the_folder_is_understood_or_told_what_to_give() {
-    let job = job();
+    // Stopped long before its end.
+    let job = job().simulating("latency_us_per_batch=400000");
     let mut running = job.start_into("results");
     running.wait_for("segment committed");
     // The job file names the same folder.
@@ -385,7 +386,8 @@ fn a_signal_before_the_run_begins_is_in_the_log() {
 #[test]
 fn a_folder_of_any_length_has_its_socket() {
     let deep = format!("{}/results", "a-folder-with-a-long-name/".repeat(6));
-    let job = job();
+    // Stopped long before its end.
+    let job = job().simulating("latency_us_per_batch=400000");
     let results = job.at(&deep);
     assert!(results.as_os_str().len() > 150);
     let mut running = job.start_into(&deep);

@@ -269,6 +269,11 @@ fn logs_go_to_standard_error_and_to_the_folder() {
     for line in lines {
         assert!(serde_json::from_str::<Value>(line).unwrap().is_object(), "{line}");
     }
+    // What ends before there is a log, too.
+    let told = job.simulating("nonsense").run_into("elsewhere").expect(2).stderr;
+    for line in told.lines() {
+        assert!(serde_json::from_str::<Value>(line).unwrap().is_object(), "{line}");
+    }
 }
 
 #[test]

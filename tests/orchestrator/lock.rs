@@ -25,7 +25,7 @@ fn host() -> String {
 
 #[test]
 fn a_second_run_on_the_same_folder_is_kept_out() {
-    let job = job().simulating("latency_us_per_batch=20000");
+    let job = job().simulating("latency_us_per_batch=150000");
     let results = job.at("results");
     let mut first = job.start_into("results");
     first.wait_until("the first segment is committed", |_| segments_committed(&results) > 0);
@@ -46,6 +46,17 @@ fn a_second_run_on_the_same_folder_is_kept_out() {
     let alone = self::job().done_into("results");
     job.outcome("results").assert_same(&alone, "with a second run at the door");
     assert_eq!(fs::read_to_string(results.join(".state/lock")).unwrap(), "", "nobody owns it any more");
+}
+
+#[test]
+fn the_root_of_the_file_system_is_no_folder_for_results() {
+    let job = job();
+    for root in ["/", "/usr/.."] {
+        let mut command = job.command("run");
+        command.arg("--set").arg(format!("output.directory={root}"));
+        run(&mut command).expect(2).says(["is the root of the file system", "a folder of its own"]);
+    }
+    assert!(!Path::new("/embeddings").exists());
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn what_no_device_could_compute_is_tried_again_when_asked() {
 
     let job = job.simulating("");
     // Without the word, a finished result is left alone.
-    job.run_into("results").expect(3).says(["nothing to do"]);
+    job.run_into("results").expect(3).says(["nothing to do", "3 of its records failed", "--retry-failed"]);
     retry(&job).expect(0).says(["records that failed are tried again with their segment"]);
     // The path of the input is in no line: none is left.
     let healed = job.outcome("results");
