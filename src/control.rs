@@ -10,7 +10,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actors::manifest::ResultFolder;
@@ -107,6 +107,8 @@ impl From<Result<String, Refused>> for Answer {
 pub(crate) struct Control {
     path: PathBuf,
     tasks: Vec<JoinHandle<()>>,
+    /// Whether the last snapshot is on disk. Held while one is written: one at a time, and none after the last.
+    ended: Arc<Mutex<bool>>,
 }
 
 impl Control {
@@ -120,17 +122,19 @@ impl Control {
                 tracing::warn!(%error, "no socket for `status`, `stop` and `pause` in the result folder");
             }
         }
-        Self { path, tasks }
+        Self { path, tasks, ended: Arc::default() }
     }
 
     /// Keeps the latest snapshot of the run in its folder from now on.
     pub(crate) fn keep(&mut self, folder: &ResultFolder, snapshots: watch::Receiver<Arc<Snapshot>>) {
-        self.tasks.push(tokio::spawn(keep(folder.snapshot(), snapshots)));
+        self.tasks.push(tokio::spawn(keep(folder.snapshot(), self.ended.clone(), snapshots)));
     }
 
     /// Ends it after the run, whose last snapshot stays on disk.
     pub(crate) fn close(self, last: &Snapshot, folder: &ResultFolder) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         write_snapshot(&folder.snapshot(), last);
+        *ended = true;
     }
 }
 
@@ -254,12 +258,18 @@ async fn say(writing: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> io:
 }
 
 /// Keeps the latest snapshot on disk.
-async fn keep(path: PathBuf, snapshots: watch::Receiver<Arc<Snapshot>>) {
+async fn keep(path: PathBuf, ended: Arc<Mutex<bool>>, snapshots: watch::Receiver<Arc<Snapshot>>) {
     let mut interval = tokio::time::interval(KEEP_INTERVAL);
     loop {
         interval.tick().await;
-        let (path, snapshot) = (path.clone(), snapshots.borrow().clone());
-        if tokio::task::spawn_blocking(move || write_snapshot(&path, &snapshot)).await.is_err() {
+        let (path, ended, snapshot) = (path.clone(), ended.clone(), snapshots.borrow().clone());
+        let write = move || {
+            let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            if !*ended {
+                write_snapshot(&path, &snapshot);
+            }
+        };
+        if tokio::task::spawn_blocking(write).await.is_err() {
             return;
         }
     }
