@@ -9,7 +9,7 @@ A machine whose cores are shared with others is faster at one moment than at the
 in the better ones looks faster. Here every program is loaded once, then each in turn computes the same few sequences,
 in an order that is shuffled anew each round. Before and after every pass one product of matrices (the example core_speed)
 runs for ten milliseconds on all cores at once: a pass between two looks at which every core reached --quiet of the best
-seen is "undisturbed", one between two looks at which some core did not reach --busy of it "disturbed"; the others count
+seen is "undisturbed", one between two looks at both of which some core did not reach --busy of it "disturbed"; the others count
 only under "all". How fast the measured programs are plays no part in it.
 
 --harness: the program that knows the other engines; its workers are started with its own options.
